@@ -1,0 +1,4 @@
+//! The language of chunkwise: text in, checked [`program::Program`] out. Pure: no input or output, no LLVM.
+
+pub mod program;
+pub mod span;

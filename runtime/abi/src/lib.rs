@@ -1,0 +1,1 @@
+//! What a kernel looks like from outside.
