@@ -1,1 +1,4 @@
 //! From a checked program to compiled kernels, one stage after another.
+
+pub mod graph;
+pub mod tile;

@@ -1,0 +1,3 @@
+//! IR 1: what is computed.
+
+pub mod ir;
