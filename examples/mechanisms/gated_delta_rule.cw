@@ -1,0 +1,17 @@
+/// Gated delta rule. Yang, Kautz, Hatamizadeh 2024 (arXiv 2412.06464), eq. 10:
+/// S_t = α_t (I - β_t k_t k_tᵀ) S_{t-1} + β_t k_t v_tᵀ, o_t = S_tᵀ q_t. `g` is log α.
+recurrence gated_delta_rule {
+    axis K, V
+
+    input q: [K], k: [K] in unit(K), v: [V]
+    input g: [] in (-inf, 0]
+    input beta: [] in [0, 1]
+    const scale = K ^ -0.5
+
+    state S: [K, V]
+
+    S = exp(g) * S
+    S = S + k * (beta * (v - k @ S))
+
+    output o: [V] = scale * q @ S
+}

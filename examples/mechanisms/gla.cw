@@ -1,0 +1,15 @@
+/// Gated linear attention. Yang, Wang, Shen, Panda, Kim 2023 (arXiv 2312.06635), section 4:
+/// S_t = Diag(α_t) S_{t-1} + k_t v_tᵀ, o_t = S_tᵀ q_t. `g` is log α.
+recurrence gla {
+    axis K, V
+
+    input q: [K], k: [K] in unit(K), v: [V]
+    input g: [K] in (-inf, 0]
+    const scale = K ^ -0.5
+
+    state S: [K, V]
+
+    S = exp(g) * S + k * v
+
+    output o: [V] = scale * q @ S
+}
