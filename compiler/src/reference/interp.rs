@@ -1,0 +1,390 @@
+//! Runs a recurrence and its reverse mode, token by token, in float64.
+//!
+//! Comes from an [`Instance`] and tensors, goes to whoever compares. Heads and sequences are independent and are run
+//! one after another. Never approximates: the only freedom taken is where to store and where to compute again.
+//!
+//! Backward: states are kept every √T tokens on the way forward; each stretch between is run again with every value
+//! of every token kept, and then walked backwards operation by operation.
+
+use chunkwise_dsl::instance::Instance;
+use chunkwise_dsl::program::{Reduce, TensorKind};
+
+use super::bind::{Call, Sequence, bind};
+use super::error::ReferenceError;
+use super::functions::{binary, binary_slopes, unary, unary_slope};
+use super::plan::{Compute, Operation, Plan, plan};
+use crate::tensor::{Bundle, Tensor};
+
+/// Added under the root of `l2norm`, as in the language's definition.
+const L2NORM_EPSILON: f64 = 1e-6;
+/// The most numbers kept of one stretch of tokens on the way back.
+const MAX_TAPE: usize = 1 << 24;
+
+/// `out.NAME` and `final.STATE` of inputs, parameters and initial states.
+pub fn run(instance: &Instance, tensors: &Bundle) -> Result<Bundle, ReferenceError> {
+    interpret(instance, tensors, None, false)
+}
+
+/// What [`run`] gives, and `grad.NAME` and `grad_init.STATE` of the cotangents `grad_out.NAME` and
+/// `grad_final.STATE`.
+pub fn run_backward(instance: &Instance, tensors: &Bundle) -> Result<Bundle, ReferenceError> {
+    interpret(instance, tensors, None, true)
+}
+
+/// [`run`] for sequences packed one after another in a batch of one: sequence `n` has the tokens
+/// `offsets[n]..offsets[n + 1]`, and states are `[N, H, axes…]`.
+pub fn run_packed(instance: &Instance, tensors: &Bundle, offsets: &[usize]) -> Result<Bundle, ReferenceError> {
+    interpret(instance, tensors, Some(offsets), false)
+}
+
+/// [`run_backward`] for packed sequences, as in [`run_packed`].
+pub fn run_packed_backward(instance: &Instance, tensors: &Bundle, offsets: &[usize]) -> Result<Bundle, ReferenceError> {
+    interpret(instance, tensors, Some(offsets), true)
+}
+
+fn interpret(
+    instance: &Instance,
+    tensors: &Bundle,
+    offsets: Option<&[usize]>,
+    backward: bool,
+) -> Result<Bundle, ReferenceError> {
+    let plan = plan(instance)?;
+    let call = bind(instance, tensors, offsets, backward)?;
+    let mut machine = Machine { plan: &plan, call: &call, results: Results::zeros(instance, &call, backward) };
+    for (number, sequence) in call.sequences.iter().enumerate() {
+        for head in 0..call.heads {
+            machine.head(number, sequence, head, backward);
+        }
+    }
+    Ok(machine.results.into_bundle(instance, backward))
+}
+
+/// Everything that is handed back, by id.
+struct Results {
+    outputs: Vec<Tensor>,
+    finals: Vec<Tensor>,
+    grads: Vec<Tensor>,
+    init_grads: Vec<Tensor>,
+}
+
+impl Results {
+    fn zeros(instance: &Instance, call: &Call, backward: bool) -> Results {
+        let program = instance.program;
+        let states = || program.states.iter().map(|state| Tensor::zeros(&call.state_shape(instance, &state.axes)));
+        let outputs = program.outputs.iter();
+        Results {
+            outputs: outputs.map(|output| Tensor::zeros(&call.output_shape(instance, &output.axes))).collect(),
+            finals: states().collect(),
+            grads: if backward { call.tensors.iter().map(|bound| Tensor::zeros(bound.shape)).collect() } else { vec![] },
+            init_grads: if backward { states().collect() } else { vec![] },
+        }
+    }
+
+    fn into_bundle(self, instance: &Instance, backward: bool) -> Bundle {
+        let program = instance.program;
+        let mut bundle = Bundle::new();
+        let states = || program.states.iter().map(|state| &state.name);
+        bundle.extend(program.outputs.iter().map(|output| format!("out.{}", output.name)).zip(self.outputs));
+        bundle.extend(states().map(|name| format!("final.{name}")).zip(self.finals));
+        if backward {
+            bundle.extend(program.tensors.iter().map(|tensor| format!("grad.{}", tensor.name)).zip(self.grads));
+            bundle.extend(states().map(|name| format!("grad_init.{name}")).zip(self.init_grads));
+        }
+        bundle
+    }
+}
+
+struct Machine<'c> {
+    plan: &'c Plan,
+    call: &'c Call<'c>,
+    results: Results,
+}
+
+impl Machine<'_> {
+    /// One head of one sequence, forwards and, if asked, back.
+    fn head(&mut self, number: usize, sequence: &Sequence, head: usize, backward: bool) {
+        let plan = self.plan;
+        let n_tokens = sequence.tokens.len();
+        let stretch = if backward { stretch_length(n_tokens, plan.n_slots) } else { n_tokens.max(1) };
+
+        let mut slots = vec![0.0; plan.n_slots];
+        for &(slot, value) in &plan.constants {
+            slots[slot] = value;
+        }
+        for (bound, into) in self.call.tensors.iter().zip(&plan.tensors) {
+            if bound.kind == TensorKind::Param {
+                let at = bound.row(self.call, 0, 0, head) * into.len;
+                slots[into.range()].copy_from_slice(&bound.data[at..at + into.len]);
+            }
+        }
+        let state_row = number * self.call.heads + head;
+        for (init, into) in self.call.inits.iter().zip(&plan.states) {
+            if let Some(init) = init {
+                let at = state_row * into.len;
+                slots[into.range()].copy_from_slice(&init[at..at + into.len]);
+            }
+        }
+
+        let mut state = plan.gather(&slots, &plan.states);
+        let mut checkpoints = Vec::new();
+        for token in sequence.tokens.clone() {
+            if backward && (token - sequence.tokens.start) % stretch == 0 {
+                checkpoints.push(state.clone());
+            }
+            self.load(&mut slots, &state, sequence.batch, token, head);
+            evaluate(&plan.operations, &mut slots);
+            for (output, from) in self.results.outputs.iter_mut().zip(&plan.outputs) {
+                let at = self.call.row(sequence.batch, token, head) * from.len;
+                output.data[at..at + from.len].copy_from_slice(&slots[from.range()]);
+            }
+            state = plan.gather(&slots, &plan.finals);
+        }
+        let mut rest = state.as_slice();
+        for (result, from) in self.results.finals.iter_mut().zip(&plan.states) {
+            let (own, others) = rest.split_at(from.len);
+            result.data[state_row * from.len..][..from.len].copy_from_slice(own);
+            rest = others;
+        }
+        if !backward {
+            return;
+        }
+
+        let mut state_adj = Vec::with_capacity(state.len());
+        for (cotangent, state) in self.call.grad_finals.iter().zip(&plan.states) {
+            match cotangent {
+                Some(cotangent) => state_adj.extend_from_slice(&cotangent[state_row * state.len..][..state.len]),
+                None => state_adj.extend(std::iter::repeat_n(0.0, state.len)),
+            }
+        }
+        let mut tape = vec![slots; stretch.min(n_tokens)];
+        let mut adj = vec![0.0; plan.n_slots];
+        for (idx, checkpoint) in checkpoints.into_iter().enumerate().rev() {
+            let first = sequence.tokens.start + idx * stretch;
+            let tokens = first..(first + stretch).min(sequence.tokens.end);
+            let mut state = checkpoint;
+            for (token, slots) in tokens.clone().zip(&mut tape) {
+                self.load(slots, &state, sequence.batch, token, head);
+                evaluate(&plan.operations, slots);
+                state = plan.gather(slots, &plan.finals);
+            }
+            for (token, slots) in tokens.clone().zip(&tape).rev() {
+                self.token_back(slots, &mut adj, &mut state_adj, sequence.batch, token, head);
+            }
+        }
+        let mut rest = state_adj.as_slice();
+        for (result, state) in self.results.init_grads.iter_mut().zip(&plan.states) {
+            let (own, others) = rest.split_at(state.len);
+            result.data[state_row * state.len..][..state.len].copy_from_slice(own);
+            rest = others;
+        }
+    }
+
+    /// Puts a token's inputs and the states before it into the slots.
+    fn load(&self, slots: &mut [f64], state: &[f64], batch: usize, token: usize, head: usize) {
+        for (bound, into) in self.call.tensors.iter().zip(&self.plan.tensors) {
+            if bound.kind == TensorKind::Input {
+                let at = bound.row(self.call, batch, token, head) * into.len;
+                slots[into.range()].copy_from_slice(&bound.data[at..at + into.len]);
+            }
+        }
+        let mut rest = state;
+        for into in &self.plan.states {
+            let (own, others) = rest.split_at(into.len);
+            slots[into.range()].copy_from_slice(own);
+            rest = others;
+        }
+    }
+
+    /// One token backwards: adds to the gradients, and turns the adjoint of the states after it into that before it.
+    fn token_back(
+        &mut self,
+        slots: &[f64],
+        adj: &mut [f64],
+        state_adj: &mut Vec<f64>,
+        batch: usize,
+        token: usize,
+        head: usize,
+    ) {
+        let plan = self.plan;
+        adj.fill(0.0);
+        for (cotangent, output) in self.call.grad_outputs.iter().zip(&plan.outputs) {
+            if let Some(cotangent) = cotangent {
+                let at = self.call.row(batch, token, head) * output.len;
+                add(&mut adj[output.range()], &cotangent[at..at + output.len]);
+            }
+        }
+        let mut rest = state_adj.as_slice();
+        for state in &plan.finals {
+            let (own, others) = rest.split_at(state.len);
+            add(&mut adj[state.range()], own);
+            rest = others;
+        }
+        for operation in plan.operations.iter().rev() {
+            pull_back(operation, slots, adj);
+        }
+        for ((bound, from), grad) in self.call.tensors.iter().zip(&plan.tensors).zip(&mut self.results.grads) {
+            let at = bound.row(self.call, batch, token, head) * from.len;
+            add(&mut grad.data[at..at + from.len], &adj[from.range()]);
+        }
+        *state_adj = plan.gather(adj, &plan.states);
+    }
+}
+
+impl Plan {
+    /// The values of several runs of slots, one after another.
+    fn gather(&self, slots: &[f64], runs: &[super::plan::Slots]) -> Vec<f64> {
+        runs.iter().flat_map(|run| &slots[run.range()]).copied().collect()
+    }
+}
+
+/// Tokens between two kept states: about √T, fewer where one token alone fills the memory.
+fn stretch_length(n_tokens: usize, n_slots: usize) -> usize {
+    let root = (n_tokens as f64).sqrt().ceil() as usize;
+    root.min(MAX_TAPE / n_slots.max(1)).max(1)
+}
+
+fn add(into: &mut [f64], from: &[f64]) {
+    for (into, from) in into.iter_mut().zip(from) {
+        *into += from;
+    }
+}
+
+/// Runs the operations in order.
+fn evaluate(operations: &[Operation], slots: &mut [f64]) {
+    use chunkwise_dsl::program::Binary::{Add, Div, Max, Min, Mul, Pow, Sub};
+    for operation in operations {
+        match &operation.compute {
+            Compute::Copy(nest) => nest.each(|[y, x, _]| slots[y] = slots[x]),
+            Compute::Map(function, nest) => nest.each(|[y, x, _]| slots[y] = unary(*function, slots[x])),
+            Compute::Zip(function, nest) => match function {
+                Add => nest.each(|[y, a, b]| slots[y] = slots[a] + slots[b]),
+                Sub => nest.each(|[y, a, b]| slots[y] = slots[a] - slots[b]),
+                Mul => nest.each(|[y, a, b]| slots[y] = slots[a] * slots[b]),
+                Div | Pow | Min | Max => nest.each(|[y, a, b]| slots[y] = binary(*function, slots[a], slots[b])),
+            },
+            Compute::Contract(nest) => {
+                slots[operation.result.range()].fill(0.0);
+                nest.each(|[y, a, b]| slots[y] += slots[a] * slots[b]);
+            }
+            Compute::Reduce { function, fibres, count, strides } => {
+                fibres.each(|[y, x, _]| reduce(*function, slots, Fibre { y, x, count: *count, strides: *strides }));
+            }
+        }
+    }
+}
+
+/// Adds to the adjoints of the operands what the adjoint of the result sends them.
+fn pull_back(operation: &Operation, slots: &[f64], adj: &mut [f64]) {
+    use chunkwise_dsl::program::Binary::{Add, Div, Max, Min, Mul, Pow, Sub};
+    let [to_lhs, to_rhs] = operation.differentiate;
+    if !to_lhs && !to_rhs {
+        return;
+    }
+    match &operation.compute {
+        Compute::Copy(nest) => nest.each(|[y, x, _]| adj[x] += adj[y]),
+        Compute::Map(function, nest) => {
+            nest.each(|[y, x, _]| adj[x] += adj[y] * unary_slope(*function, slots[x], slots[y]));
+        }
+        Compute::Zip(function, nest) => match function {
+            Add | Sub | Div | Pow | Min | Max => nest.each(|[y, a, b]| {
+                let (slope_a, slope_b) = binary_slopes(*function, slots[a], slots[b], slots[y]);
+                if to_lhs {
+                    adj[a] += adj[y] * slope_a;
+                }
+                if to_rhs {
+                    adj[b] += adj[y] * slope_b;
+                }
+            }),
+            Mul => pull_back_products(nest, slots, adj, to_lhs, to_rhs),
+        },
+        Compute::Contract(nest) => pull_back_products(nest, slots, adj, to_lhs, to_rhs),
+        Compute::Reduce { function, fibres, count, strides } => {
+            fibres.each(|[y, x, _]| {
+                pull_back_fibre(*function, slots, adj, Fibre { y, x, count: *count, strides: *strides });
+            });
+        }
+    }
+}
+
+fn pull_back_products(nest: &super::nest::Nest, slots: &[f64], adj: &mut [f64], to_lhs: bool, to_rhs: bool) {
+    if to_lhs {
+        nest.each(|[y, a, b]| adj[a] += adj[y] * slots[b]);
+    }
+    if to_rhs {
+        nest.each(|[y, a, b]| adj[b] += adj[y] * slots[a]);
+    }
+}
+
+/// One line of elements along the axis of a reduction.
+#[derive(Clone, Copy)]
+struct Fibre {
+    y: usize,
+    x: usize,
+    count: usize,
+    strides: [usize; 2],
+}
+
+impl Fibre {
+    /// Slots of the elements of result and value.
+    fn elements(self) -> impl Iterator<Item = (usize, usize)> + Clone {
+        (0..self.count).map(move |i| (self.y + i * self.strides[0], self.x + i * self.strides[1]))
+    }
+}
+
+fn reduce(function: Reduce, slots: &mut [f64], fibre: Fibre) {
+    let elements = fibre.elements();
+    match function {
+        Reduce::Sum => slots[fibre.y] = elements.map(|(_, x)| slots[x]).sum(),
+        Reduce::Mean => slots[fibre.y] = elements.map(|(_, x)| slots[x]).sum::<f64>() / fibre.count as f64,
+        Reduce::Max => slots[fibre.y] = largest(elements.map(|(_, x)| slots[x])),
+        Reduce::Softmax => {
+            let top = largest(elements.clone().map(|(_, x)| slots[x]));
+            let total: f64 = elements.clone().map(|(_, x)| (slots[x] - top).exp()).sum();
+            for (y, x) in elements {
+                slots[y] = (slots[x] - top).exp() / total;
+            }
+        }
+        Reduce::L2Norm => {
+            let norm = l2norm(elements.clone().map(|(_, x)| slots[x]));
+            for (y, x) in elements {
+                slots[y] = slots[x] / norm;
+            }
+        }
+    }
+}
+
+fn pull_back_fibre(function: Reduce, slots: &[f64], adj: &mut [f64], fibre: Fibre) {
+    let elements = fibre.elements();
+    match function {
+        Reduce::Sum => elements.for_each(|(y, x)| adj[x] += adj[y]),
+        Reduce::Mean => elements.for_each(|(y, x)| adj[x] += adj[y] / fibre.count as f64),
+        Reduce::Max => {
+            let top = slots[fibre.y];
+            let n_tied = elements.clone().filter(|&(_, x)| slots[x] == top).count();
+            for (y, x) in elements {
+                if top.is_nan() {
+                    adj[x] += f64::NAN;
+                } else if slots[x] == top {
+                    adj[x] += adj[y] / n_tied as f64;
+                }
+            }
+        }
+        Reduce::Softmax => {
+            let along: f64 = elements.clone().map(|(y, _)| adj[y] * slots[y]).sum();
+            elements.for_each(|(y, x)| adj[x] += slots[y] * (adj[y] - along));
+        }
+        Reduce::L2Norm => {
+            let norm = l2norm(elements.clone().map(|(_, x)| slots[x]));
+            let along: f64 = elements.clone().map(|(y, _)| adj[y] * slots[y]).sum();
+            elements.for_each(|(y, x)| adj[x] += (adj[y] - slots[y] * along) / norm);
+        }
+    }
+}
+
+fn largest(values: impl Iterator<Item = f64>) -> f64 {
+    values.fold(f64::NEG_INFINITY, |top, x| if x > top || x.is_nan() { x } else { top })
+}
+
+fn l2norm(values: impl Iterator<Item = f64>) -> f64 {
+    (values.map(|x| x * x).sum::<f64>() + L2NORM_EPSILON).sqrt()
+}
