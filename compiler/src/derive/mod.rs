@@ -1,0 +1,3 @@
+//! From one recurrence to its forms.
+
+pub mod form;

@@ -1,0 +1,1 @@
+//! The bridges between levels, one file each, down only.
