@@ -128,7 +128,7 @@ impl Machine<'_> {
         let mut state = plan.gather(&slots, &plan.states);
         let mut checkpoints = Vec::new();
         for token in sequence.tokens.clone() {
-            if backward && (token - sequence.tokens.start) % stretch == 0 {
+            if backward && (token - sequence.tokens.start).is_multiple_of(stretch) {
                 checkpoints.push(state.clone());
             }
             self.load(&mut slots, &state, sequence.batch, token, head);

@@ -19,6 +19,7 @@ mod interp;
 mod nest;
 pub mod numpy;
 mod plan;
+mod python;
 
 pub use error::ReferenceError;
 pub use interp::{run, run_backward, run_packed, run_packed_backward};

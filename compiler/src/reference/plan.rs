@@ -187,31 +187,9 @@ impl Planner<'_> {
         Ok(())
     }
 
-    /// Evaluates everything an expression needs in the order of the arena, where operands precede their users. No
-    /// recursion: a sum of ten thousand terms is ten thousand deep.
+    /// Evaluates an expression and everything it is made of.
     fn expression(&mut self, root: ExprId) -> Result<Value, ReferenceError> {
-        let mut needed = vec![root];
-        let mut next = 0;
-        while next < needed.len() {
-            match &self.program.expr(needed[next]).kind {
-                ExprKind::Number(_)
-                | ExprKind::AxisSize(_)
-                | ExprKind::Const(_)
-                | ExprKind::Tensor(_)
-                | ExprKind::State(_)
-                | ExprKind::Local(_)
-                | ExprKind::LoopIndex(_) => {}
-                ExprKind::Index { base: operand, .. }
-                | ExprKind::Unary(_, operand)
-                | ExprKind::Reduce(_, operand, _)
-                | ExprKind::Rename { value: operand, .. }
-                | ExprKind::StopGradient(operand) => needed.push(*operand),
-                ExprKind::Binary(_, lhs, rhs) | ExprKind::Contract { lhs, rhs, .. } => needed.extend([*lhs, *rhs]),
-            }
-            next += 1;
-        }
-        needed.sort_unstable();
-        needed.dedup();
+        let needed = operands_first(self.program, root);
         let mut done: Vec<Value> = Vec::with_capacity(needed.len());
         for &id in &needed {
             let value = self.node(id, |operand| {
@@ -362,4 +340,33 @@ fn walking_order(over: &[AxisId], views: [&View; 3], sizes: &[usize]) -> Vec<Axi
     }
     debug_assert!(over.iter().all(|axis| order.contains(axis)), "a contracted axis belongs to both operands");
     order
+}
+
+/// An expression and everything it is made of, operands before their users. No recursion here or in who uses this: a
+/// sum of ten thousand terms is ten thousand deep.
+pub(super) fn operands_first(program: &Program, root: ExprId) -> Vec<ExprId> {
+    let mut needed = vec![root];
+    let mut next = 0;
+    while next < needed.len() {
+        match &program.expr(needed[next]).kind {
+            ExprKind::Number(_)
+            | ExprKind::AxisSize(_)
+            | ExprKind::Const(_)
+            | ExprKind::Tensor(_)
+            | ExprKind::State(_)
+            | ExprKind::Local(_)
+            | ExprKind::LoopIndex(_) => {}
+            ExprKind::Index { base: operand, .. }
+            | ExprKind::Unary(_, operand)
+            | ExprKind::Reduce(_, operand, _)
+            | ExprKind::Rename { value: operand, .. }
+            | ExprKind::StopGradient(operand) => needed.push(*operand),
+            ExprKind::Binary(_, lhs, rhs) | ExprKind::Contract { lhs, rhs, .. } => needed.extend([*lhs, *rhs]),
+        }
+        next += 1;
+    }
+    // In the arena an operand stands before its user.
+    needed.sort_unstable();
+    needed.dedup();
+    needed
 }
