@@ -1,0 +1,5 @@
+//! chunkwise: from a recurrence as it stands in a paper to verified kernels. This is the front door.
+//!
+//! Comes in: the command line, `.cw` and `.safetensors` files. Goes out: text, files, an exit code. It wires the
+//! language ([`chunkwise_dsl`]), the compiler ([`chunkwise_compiler`]) and the runtime ([`chunkwise_runtime`])
+//! together, and it alone reads, writes and draws. It never computes anything that a library could.
