@@ -107,6 +107,8 @@ pub struct Graph {
     pub carries: Vec<Carry>,
     /// Per-token results.
     pub outputs: Vec<(String, NodeId)>,
+    /// Orders of axes in memory of outputs, by name; see [`Graph::output_layout`].
+    pub layouts: Vec<(String, Vec<DimId>)>,
     /// Values kept once a step for the backward: `saved.STATE`.
     pub saves: Vec<(String, NodeId)>,
 }
@@ -542,6 +544,23 @@ impl Graph {
     /// Sizes of a list of dimensions.
     pub fn sizes(&self, dims: &[DimId]) -> Vec<usize> {
         dims.iter().map(|&d| self.dim(d).size).collect()
+    }
+    /// Order of an output's axes in memory (the row dimension not among them): as listed, else that of input `X` for
+    /// `grad.X` where the graph reads `X`, else canonical.
+    pub fn output_layout(&self, name: &str) -> Vec<DimId> {
+        if let Some((_, layout)) = self.layouts.iter().find(|(output, _)| output == name) {
+            return layout.clone();
+        }
+        let like = name.strip_prefix("grad.");
+        let as_input = self.nodes.iter().find_map(|node| match &node.op {
+            Op::Input { name, kind: InputKind::Token, layout } if Some(name.as_str()) == like => Some(layout.clone()),
+            _ => None,
+        });
+        as_input.unwrap_or_else(|| {
+            let value = self.outputs.iter().find(|(output, _)| output == name);
+            let dims = value.map_or(&[][..], |(_, node)| &self.node(*node).dims);
+            dims.iter().copied().filter(|&dim| Some(dim) != self.time).collect()
+        })
     }
     /// Rows of the row dimension (1 in a token graph).
     pub fn rows(&self) -> usize {
