@@ -1,3 +1,9 @@
 //! IR 2: where values live and when they are computed.
 
+pub mod interp;
 pub mod ir;
+mod overlap;
+mod parse;
+mod prove;
+pub mod text;
+pub mod verify;
