@@ -233,7 +233,12 @@ impl<'a> Item<'a> {
     }
 
     /// Runs `inner` for each value of a variable.
-    fn each(&mut self, var: VarId, values: impl Iterator<Item = i64>, mut inner: impl FnMut(&mut Self) -> Ran<()>) -> Ran<()> {
+    fn each(
+        &mut self,
+        var: VarId,
+        values: impl Iterator<Item = i64>,
+        mut inner: impl FnMut(&mut Self) -> Ran<()>,
+    ) -> Ran<()> {
         if self.vars.get(var.0 as usize).is_none() {
             return Err("the loop's variable is not one of the kernel's".to_string());
         }
@@ -302,7 +307,8 @@ impl<'a> Item<'a> {
         let too_large = || "an index leaves 64 bits".to_string();
         let mut sum = affine.constant;
         for (var, factor) in &affine.vars {
-            let value = self.vars.get(var.0 as usize).copied().flatten().ok_or("a variable is used outside its loop")?;
+            let value =
+                self.vars.get(var.0 as usize).copied().flatten().ok_or("a variable is used outside its loop")?;
             sum = value.checked_mul(*factor).and_then(|term| sum.checked_add(term)).ok_or_else(too_large)?;
         }
         for (symbol, factor) in &affine.symbols {
@@ -481,7 +487,8 @@ impl<'a> Item<'a> {
         let id = view.buffer.0 as usize;
         let elements = self.buffers.get(id).ok_or("no such buffer")?.len();
         let first = self.affine(&view.offset)?;
-        let outside = || format!("a view of `{}` at {first} leaves its {elements} elements", self.kernel.buffers[id].name);
+        let outside =
+            || format!("a view of `{}` at {first} leaves its {elements} elements", self.kernel.buffers[id].name);
         let first = usize::try_from(first).map_err(|_| outside())?;
         let window = Window { buffer: id, first, row_stride: view.row_stride, col_stride: view.col_stride };
         if rows > 0 && cols > 0 {

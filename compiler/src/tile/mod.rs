@@ -5,5 +5,6 @@ pub mod ir;
 mod overlap;
 mod parse;
 mod prove;
+mod scan;
 pub mod text;
 pub mod verify;

@@ -86,8 +86,10 @@ fn add(lhs: &Affine, rhs: &Affine, sign: i64) -> Option<Affine> {
 fn column(offset: &Affine, pitch: usize) -> Option<Affine> {
     let pitch = i64::try_from(pitch).ok()?;
     let mut column = offset.clone();
-    column.vars.retain(|(_, factor)| factor % pitch != 0);
-    column.symbols.retain(|(_, factor)| factor % pitch != 0);
+    column.vars.iter_mut().for_each(|(_, factor)| *factor %= pitch);
+    column.vars.retain(|(_, factor)| *factor != 0);
+    column.symbols.iter_mut().for_each(|(_, factor)| *factor %= pitch);
+    column.symbols.retain(|(_, factor)| *factor != 0);
     column.constant = column.constant.rem_euclid(pitch);
     Some(column)
 }
@@ -107,9 +109,11 @@ pub(super) fn stays_in_rows(footprint: &Footprint, buffer: &Buffer, facts: &Fact
 /// Whether two footprints in one buffer share no element.
 pub(super) fn are_disjoint(lhs: &Footprint, rhs: &Footprint, pitch: usize, facts: &Facts) -> bool {
     let after = |late: &Footprint, early: &Footprint| {
-        early.last.constant.checked_add(1).is_some_and(|next| {
-            facts.prove_at_least(&late.first, &Affine { constant: next, ..early.last.clone() })
-        })
+        early
+            .last
+            .constant
+            .checked_add(1)
+            .is_some_and(|next| facts.prove_at_least(&late.first, &Affine { constant: next, ..early.last.clone() }))
     };
     after(lhs, rhs) || after(rhs, lhs) || side_by_side(lhs, rhs, pitch, facts)
 }
@@ -118,10 +122,10 @@ pub(super) fn are_disjoint(lhs: &Footprint, rhs: &Footprint, pitch: usize, facts
 fn side_by_side(lhs: &Footprint, rhs: &Footprint, pitch: usize, facts: &Facts) -> bool {
     let shown = || {
         let (lhs_width, rhs_width) = (lhs.width(pitch)?, rhs.width(pitch)?);
-        let shift = column(&add(&rhs.first, &lhs.first, -1)?, pitch)?;
+        let shift = add(&column(&rhs.first, pitch)?, &column(&lhs.first, pitch)?, -1)?;
         let pitch = i64::try_from(pitch).ok()?;
         let row = Affine { constant: pitch, ..Affine::default() };
-        // The constant of the shift is known only up to a multiple of the pitch.
+        // The shift is known only up to a multiple of the pitch.
         Some([-pitch, 0, pitch].into_iter().any(|turn| {
             let shift = Affine { constant: shift.constant + turn, ..shift.clone() };
             let end = add(&shift, &rhs_width, 1);

@@ -235,8 +235,7 @@ impl Names {
         // Only the order among variables and among symbols means something: a positive term may lead.
         let symbols_lead = affine.vars.first().is_some_and(|(_, factor)| *factor < 0)
             && affine.symbols.first().is_some_and(|(_, factor)| *factor > 0);
-        let terms: Vec<_> =
-            if symbols_lead { symbols.chain(vars).collect() } else { vars.chain(symbols).collect() };
+        let terms: Vec<_> = if symbols_lead { symbols.chain(vars).collect() } else { vars.chain(symbols).collect() };
         let mut text = String::new();
         for (factor, name) in terms {
             let sign = match (text.is_empty(), factor < 0) {
@@ -268,8 +267,7 @@ impl Names {
 
 /// A name nobody has yet, close to the wished one.
 fn unique(wish: &str, fallback: &str, taken: &mut HashSet<String>) -> String {
-    let mut base: String =
-        wish.chars().map(|c| if c.is_ascii_alphanumeric() || c == '_' { c } else { '_' }).collect();
+    let mut base: String = wish.chars().map(|c| if c.is_ascii_alphanumeric() || c == '_' { c } else { '_' }).collect();
     if !base.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_') {
         base.insert_str(0, fallback);
     }

@@ -221,8 +221,12 @@ impl Verifier<'_> {
                 self.lane = Some(Lane { var: *var, extent: *extent });
                 let outside = self.locals.clone();
                 self.locals.values_mut().for_each(|inside| *inside = false);
-                self.across_lanes(Lane { var: *var, extent: *extent }, body);
+                let (line, n_lines) = (self.line, self.complaints.len());
                 self.within(*var, |facts| facts.lanes(*var, *extent), |verifier| verifier.block(body));
+                if self.complaints.len() == n_lines {
+                    self.line = line;
+                    self.across_lanes(Lane { var: *var, extent: *extent }, body);
+                }
                 self.locals = outside;
                 self.lane = None;
             }
@@ -432,7 +436,7 @@ impl Verifier<'_> {
             self.complain("a lane variable stands before the last index");
         }
         if index_mentions(last, lane.var) {
-            let alone = last.value.vars.iter().any(|term| *term == (lane.var, 1));
+            let alone = last.value.vars.contains(&(lane.var, 1));
             if !alone || last.at_most.is_some() {
                 self.complain("a lane variable stands in the last index with a factor of 1, and not under `min`");
             }
