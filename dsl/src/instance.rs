@@ -126,11 +126,7 @@ impl fmt::Display for InstanceError {
             ),
             InstanceError::TooLarge { what, shape } => {
                 let shape: Vec<String> = shape.iter().map(|(axis, size)| format!("{axis}={size}")).collect();
-                write!(
-                    f,
-                    "{what} would have more than 2^31 elements for every token and head ({})",
-                    shape.join(", ")
-                )
+                write!(f, "{what} would have more than 2^31 elements for every token and head ({})", shape.join(", "))
             }
         }
     }
@@ -252,11 +248,9 @@ fn evaluate(program: &Program, id: ExprId, sizes: &[usize], consts: &[f64]) -> f
         ExprKind::AxisSize(axis) => sizes[axis.index()] as f64,
         ExprKind::Const(id) => consts.get(id.index()).copied().unwrap_or(f64::NAN),
         ExprKind::Unary(function, operand) => value::unary(*function, evaluate(program, *operand, sizes, consts)),
-        ExprKind::Binary(function, lhs, rhs) => value::binary(
-            *function,
-            evaluate(program, *lhs, sizes, consts),
-            evaluate(program, *rhs, sizes, consts),
-        ),
+        ExprKind::Binary(function, lhs, rhs) => {
+            value::binary(*function, evaluate(program, *lhs, sizes, consts), evaluate(program, *rhs, sizes, consts))
+        }
         ExprKind::StopGradient(operand) => evaluate(program, *operand, sizes, consts),
         ExprKind::Tensor(_)
         | ExprKind::State(_)
