@@ -1,3 +1,10 @@
 //! From one recurrence to its forms.
 
+pub mod affine;
+pub mod chunk;
 pub mod form;
+pub mod forms;
+pub mod recognise;
+pub mod recurrence;
+pub mod rule;
+pub mod rules;

@@ -1,0 +1,303 @@
+//! From an instance of a program to the graphs of a form: the order of the stages above the tile program.
+//!
+//! In: a program with its sizes, and what is asked for. Out: graphs of one step, forward and backward, with the record
+//! of how they were derived. Does no lowering and no IO.
+
+use crate::derive::chunk::BLOCK;
+use crate::derive::form::Form;
+use crate::derive::forms::{self, Options, Plan, Step};
+use crate::derive::recognise::recognise;
+use crate::derive::recurrence::{Class, Recurrence};
+use crate::derive::rule::Derivation;
+use crate::derive::rules::{scan_tokens, transpose};
+use crate::error::CompileError;
+use crate::graph::build::{Builder, reachable};
+use crate::graph::ir::{Carry, Graph, InputKind, NodeId, Op};
+use crate::lower::program_to_graph::{TokenGraph, program_to_graph};
+use chunkwise_dsl::instance::Instance;
+
+/// The smallest and largest chunk that can be asked for.
+pub const CHUNKS: std::ops::RangeInclusive<usize> = 1..=256;
+
+/// Float32 values one worker may keep for a step before the form is refused.
+pub const STEP_LIMIT: usize = 1 << 27;
+
+/// What is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Request {
+    /// Which form.
+    pub form: Form,
+    /// Tokens a chunk; none leaves it to the compiler. Of no effect on the values of a recurrent form.
+    pub chunk: Option<usize>,
+    /// The longest sequence a parallel form must take.
+    pub max_length: usize,
+    /// Also the backward.
+    pub backward: bool,
+}
+
+/// A form, derived.
+#[derive(Clone, Debug)]
+pub struct Derived {
+    /// Which.
+    pub form: Form,
+    /// Tokens a step.
+    pub chunk: usize,
+    /// The longest sequence it takes, if there is a limit.
+    pub max_length: Option<usize>,
+    /// What one token does, as written.
+    pub token: Graph,
+    /// The strata it was recognised as.
+    pub recurrence: Recurrence,
+    /// Outputs and last states from inputs.
+    pub forward: Graph,
+    /// The same, and the states at the start of every step. Present with a backward.
+    pub forward_saving: Option<Graph>,
+    /// Gradients from inputs, saved states and cotangents.
+    pub backward: Option<Graph>,
+    /// How.
+    pub derivation: Derivation,
+}
+
+/// Derives a form.
+pub fn derive(instance: &Instance, request: &Request) -> Result<Derived, CompileError> {
+    let token = program_to_graph(instance);
+    let mut arena = Builder::resume(token.graph.dims.clone(), token.graph.nodes.clone());
+    let mut derivation = Derivation::default();
+    let recurrence = recognise(&token, &mut arena, &mut derivation);
+
+    let tokens = match request.form {
+        Form::Recurrent => recurrent_rows(&token, request.backward),
+        Form::Chunkwise => request.chunk.unwrap_or_else(|| default_chunk(&recurrence)),
+        Form::Parallel => parallel_rows(request.max_length),
+    };
+    if tokens == 0 || (request.form == Form::Chunkwise && !CHUNKS.contains(&tokens)) {
+        return Err(CompileError::Limit {
+            what: format!("a chunk of {tokens} tokens"),
+            instead: format!("use a chunk from {} to {}", CHUNKS.start(), CHUNKS.end()),
+            span: None,
+        });
+    }
+    // Whole blocks of rows; the rows past the chunk's tokens are void.
+    let rows = if tokens > BLOCK { tokens.next_multiple_of(BLOCK) } else { tokens };
+    let memory = rows.saturating_mul(rows);
+    if memory.saturating_mul(8) > STEP_LIMIT {
+        return Err(CompileError::Limit {
+            what: format!(
+                "the parallel form of {} tokens needs several matrices of {rows} × {rows} numbers for every head",
+                request.max_length
+            ),
+            instead: "use --form chunkwise, whose memory does not grow with the square of the length".to_owned(),
+            span: None,
+        });
+    }
+    let options =
+        |for_backward| Options { rows, recurrent: request.form == Form::Recurrent, for_backward };
+    let plan = || Plan { token: &token, arena: arena.clone(), recurrence: recurrence.clone() };
+    let name = |direction: &str| format!("{}.{}.{direction}", instance.program.name, request.form.name());
+
+    let step = forms::forward(plan(), options(false), derivation)?;
+    let forward = forward_graph(&token, &step, tokens, name("forward"), false);
+    let mut derivation = step.chunk.derivation.clone();
+    let (mut forward_saving, mut backward) = (None, None);
+    if request.backward {
+        forward_saving = Some(forward_graph(&token, &step, tokens, name("forward_saving"), true));
+        let step = forms::forward(plan(), options(true), Derivation::default())?;
+        derivation.record(&transpose::RULE, format!("steps of {tokens} tokens"), None);
+        backward = Some(backward_graph(&token, step, tokens, name("backward"))?);
+    }
+    Ok(Derived {
+        form: request.form,
+        chunk: tokens,
+        max_length: (request.form == Form::Parallel).then_some(tokens),
+        token: token.graph,
+        recurrence,
+        forward,
+        forward_saving,
+        backward,
+        derivation,
+    })
+}
+
+/// Takes the steps of a derivation again and compares record and graphs.
+pub fn replay(instance: &Instance, request: &Request, derived: &Derived) -> Result<(), CompileError> {
+    let again = derive(instance, request)?;
+    let same = again.derivation == derived.derivation
+        && again.forward == derived.forward
+        && again.forward_saving == derived.forward_saving
+        && again.backward == derived.backward;
+    if same {
+        return Ok(());
+    }
+    Err(CompileError::Bug {
+        pass: "derive",
+        message: "the same steps led to another result".to_owned(),
+        dump: again.derivation.to_string(),
+    })
+}
+
+/// Tokens a chunk when nobody asks: short where a decay stands inside the sums, longer where it does not.
+fn default_chunk(recurrence: &Recurrence) -> usize {
+    let mut chunk = 64;
+    for stratum in &recurrence.strata {
+        match &stratum.class {
+            Class::LowRank(form) => {
+                let inside = form.states.iter().any(|s| !s.on_contracted.is_empty() || !s.on_free.is_empty());
+                let reading = form.edits.iter().any(|e| !e.reads.is_empty());
+                chunk = chunk.min(if inside { 16 } else if reading { 32 } else { 64 });
+            }
+            Class::Elementwise { .. } | Class::General { .. } => chunk = chunk.min(32),
+        }
+    }
+    chunk
+}
+
+/// Rows a recurrent form takes at once: their inputs are prepared together, and a backward keeps a state for each.
+fn recurrent_rows(token: &TokenGraph, backward: bool) -> usize {
+    let elements: usize = token.graph.carries.iter().map(|c| token.graph.sizes(&c.layout).iter().product::<usize>()).sum();
+    if backward && elements > 1 << 12 { 16 } else { 32 }
+}
+
+/// Rows of a parallel form: the length, rounded up so that few lengths are compiled.
+fn parallel_rows(length: usize) -> usize {
+    let length = length.max(1);
+    if length <= BLOCK { BLOCK } else { length.next_multiple_of(64) }
+}
+
+/// Makes a graph of nodes, keeping what the results need.
+fn assemble(mut graph: Graph) -> Graph {
+    let roots: Vec<NodeId> = graph
+        .outputs
+        .iter()
+        .chain(&graph.saves)
+        .map(|(_, node)| *node)
+        .chain(graph.carries.iter().flat_map(|c| [c.input, c.output]))
+        .collect();
+    let (nodes, map) = reachable(&graph.nodes, &roots);
+    graph.nodes = nodes;
+    for (_, node) in graph.outputs.iter_mut().chain(&mut graph.saves) {
+        *node = map[node];
+    }
+    for carry in &mut graph.carries {
+        carry.input = map[&carry.input];
+        carry.output = map[&carry.output];
+    }
+    graph
+}
+
+fn forward_graph(token: &TokenGraph, step: &Step, tokens: usize, name: String, saving: bool) -> Graph {
+    let carries = token
+        .graph
+        .carries
+        .iter()
+        .enumerate()
+        .map(|(s, carry)| Carry { input: step.starts[s], output: step.ends[s], ..carry.clone() })
+        .collect();
+    let outputs =
+        token.graph.outputs.iter().zip(&step.outputs).map(|((name, _), node)| (name.clone(), *node)).collect();
+    let saves = if saving {
+        token.graph.carries.iter().zip(&step.starts).map(|(c, s)| (format!("saved.{}", c.name), *s)).collect()
+    } else {
+        vec![]
+    };
+    assemble(Graph {
+        name,
+        dims: step.chunk.b.dims.clone(),
+        nodes: step.chunk.b.nodes.clone(),
+        time: Some(step.chunk.t),
+        tokens,
+        reverse: false,
+        carries,
+        outputs,
+        layouts: token.graph.layouts.clone(),
+        saves,
+    })
+}
+
+fn backward_graph(token: &TokenGraph, step: Step, tokens: usize, name: String) -> Result<Graph, CompileError> {
+    let Step { mut chunk, outputs, starts, ends, tensors } = step;
+    let t = chunk.t;
+    chunk.b.rule = transpose::RULE.name;
+    chunk.b.span = None;
+    let mut seeds = Vec::new();
+    for ((name, _), &node) in token.graph.outputs.iter().zip(&outputs) {
+        let layout = token.graph.output_layout(name);
+        let plain = name.strip_prefix("out.").unwrap_or(name);
+        seeds.push((node, chunk.b.input(&format!("grad_out.{plain}"), InputKind::Cotangent, layout, Some(t))));
+    }
+    let mut end_adjs = Vec::new();
+    for (carry, &end) in token.graph.carries.iter().zip(&ends) {
+        let input = chunk.b.input(&format!("adj.{}", carry.name), InputKind::Carry, carry.layout.clone(), None);
+        end_adjs.push(input);
+        seeds.push((end, input));
+    }
+    let wanted: Vec<NodeId> = starts.iter().copied().chain(tensors.iter().map(|(_, node)| *node)).collect();
+    let found = transpose::transpose(&mut chunk.b, &seeds, &wanted)?;
+    chunk.b.rule = transpose::RULE.name;
+    let zero = chunk.b.constant(0.0);
+    let mut carries = Vec::new();
+    for ((carry, &start), &input) in token.graph.carries.iter().zip(&starts).zip(&end_adjs) {
+        let adj = found.get(&start).copied().unwrap_or(zero);
+        carries.push(Carry {
+            name: format!("adj.{}", carry.name),
+            input,
+            output: chunk.b.broadcast(adj, &carry.layout),
+            init: Some(format!("grad_final.{}", carry.name)),
+            last: Some(format!("grad_init.{}", carry.name)),
+            layout: carry.layout.clone(),
+        });
+    }
+    let mut outputs = Vec::new();
+    let mut layouts = Vec::new();
+    for (name, node) in &tensors {
+        let Op::Input { kind, layout, .. } = chunk.b.nodes[node.index()].op.clone() else {
+            unreachable!("tensors are inputs")
+        };
+        let adj = found.get(node).copied().unwrap_or(zero);
+        let dims = chunk.b.dims_of(*node).to_vec();
+        let adj = chunk.b.broadcast(adj, &dims);
+        if kind == InputKind::Head {
+            let input = chunk.b.input(&format!("sum.{name}"), InputKind::Carry, layout.clone(), None);
+            carries.push(Carry {
+                name: format!("sum.{name}"),
+                input,
+                output: chunk.b.plus(input, adj),
+                init: None,
+                last: Some(format!("grad.{name}")),
+                layout,
+            });
+        } else {
+            outputs.push((format!("grad.{name}"), adj));
+            layouts.push((format!("grad.{name}"), layout));
+        }
+    }
+    Ok(assemble(Graph {
+        name,
+        dims: chunk.b.dims,
+        nodes: chunk.b.nodes,
+        time: Some(t),
+        tokens,
+        reverse: true,
+        carries,
+        outputs,
+        layouts,
+        saves: vec![],
+    }))
+}
+
+/// Whether a form exists for a recurrence, and why not.
+pub fn refuses(recurrence: &Recurrence, form: Form) -> Option<String> {
+    let general = recurrence.strata.iter().find_map(|s| match &s.class {
+        Class::General { because, .. } => Some(because.clone()),
+        Class::LowRank(_) | Class::Elementwise { .. } => None,
+    });
+    match form {
+        Form::Recurrent => None,
+        Form::Chunkwise | Form::Parallel => general,
+    }
+}
+
+/// Whether every stratum of a recurrence is gone through a token at a time in any form.
+pub fn only_scans(recurrence: &Recurrence) -> bool {
+    let _ = &scan_tokens::RULE;
+    recurrence.strata.iter().all(|s| !matches!(s.class, Class::LowRank(_)))
+}

@@ -1,0 +1,378 @@
+//! Normal form → graph of one chunk (or of one token at a time): the strategy that calls the rules in order.
+//!
+//! In: the token graph, its arena with the products recognition added, the strata. Out: a builder that holds the
+//! forward of one step, and which nodes are its results. Nothing here knows a mechanism.
+
+use super::affine::{Analysis, Base, ReadTerm, Value};
+use super::chunk::{Chunk, ChunkEdit, ChunkState};
+use super::recognise::versions_of;
+use super::recurrence::{Class, LowRank, Read, Recurrence};
+use super::rule::Derivation;
+use super::rules::{carry_in, carry_out, close_intra, scan_tokens, split_time, ut_transform};
+use crate::error::CompileError;
+use crate::graph::build::Builder;
+use crate::graph::ir::{DimId, InputKind, NodeId, Op};
+use crate::lower::program_to_graph::TokenGraph;
+use std::collections::HashMap;
+
+/// What the forward of a step is built from.
+pub struct Plan<'a> {
+    /// The token graph.
+    pub token: &'a TokenGraph,
+    /// Its arena, grown by recognition.
+    pub arena: Builder,
+    /// The strata.
+    pub recurrence: Recurrence,
+}
+
+/// What a step is to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Rows of the row dimension, whole blocks.
+    pub rows: usize,
+    /// All strata a token at a time.
+    pub recurrent: bool,
+    /// The states at the step's start are read from what a forward saved, and scans give the states before each row.
+    pub for_backward: bool,
+}
+
+/// The forward of one step.
+pub struct Step {
+    /// Nodes, dimensions, record.
+    pub chunk: Chunk,
+    /// Value of each output, by its index.
+    pub outputs: Vec<NodeId>,
+    /// Each state at the step's start, by its index.
+    pub starts: Vec<NodeId>,
+    /// Each state at its end.
+    pub ends: Vec<NodeId>,
+    /// Tensor inputs by name.
+    pub tensors: Vec<(String, NodeId)>,
+}
+
+/// A stratum already built.
+enum Done {
+    LowRank { form: LowRank, states: Vec<ChunkState>, edits: Vec<ChunkEdit> },
+    Scanned(HashMap<NodeId, NodeId>),
+}
+
+struct Deriver<'a> {
+    token: &'a TokenGraph,
+    arena: Builder,
+    strata: Vec<Vec<usize>>,
+    chunk: Chunk,
+    done: Vec<Done>,
+    lifted: HashMap<NodeId, NodeId>,
+    stratum_of: HashMap<NodeId, Option<usize>>,
+}
+
+/// Builds the forward of one step.
+pub fn forward(plan: Plan<'_>, options: Options, derivation: Derivation) -> Result<Step, CompileError> {
+    let Plan { token, arena, recurrence } = plan;
+    let n_states = token.graph.carries.len();
+    let mut chunk = Chunk::new(Builder::with_dims(arena.dims.clone()), options.rows);
+    chunk.derivation = derivation;
+    let kind = if options.for_backward { InputKind::Saved } else { InputKind::Carry };
+    let starts: Vec<NodeId> = token
+        .graph
+        .carries
+        .iter()
+        .map(|carry| {
+            let name = if options.for_backward { format!("saved.{}", carry.name) } else { carry.name.clone() };
+            chunk.b.input(&name, kind, carry.layout.clone(), None)
+        })
+        .collect();
+    let mut tensors = Vec::new();
+    for node in &token.graph.nodes {
+        if let Op::Input { name, kind: kind @ (InputKind::Token | InputKind::Head), layout } = &node.op {
+            let t = chunk.t;
+            tensors.push((name.clone(), chunk.b.input(name, *kind, layout.clone(), Some(t))));
+        }
+    }
+    let all: Vec<usize> = (0..n_states).collect();
+    let mut deriver = Deriver {
+        token,
+        arena,
+        strata: if options.recurrent {
+            vec![all.clone()]
+        } else {
+            recurrence.strata.iter().map(|s| s.states.clone()).collect()
+        },
+        chunk,
+        done: vec![],
+        lifted: HashMap::new(),
+        stratum_of: HashMap::new(),
+    };
+    let mut ends = vec![None; n_states];
+    if options.recurrent {
+        if n_states > 0 {
+            deriver.scan(&all, &starts, &mut ends, options.for_backward)?;
+        }
+    } else {
+        for stratum in recurrence.strata {
+            match stratum.class {
+                Class::LowRank(form) => deriver.low_rank(form, &starts, &mut ends)?,
+                Class::Elementwise { .. } => {
+                    deriver.scan(&stratum.states, &starts, &mut ends, options.for_backward)?;
+                }
+                Class::General { because, span } => {
+                    return Err(CompileError::Limit {
+                        what: format!("no chunk form: {because}"),
+                        instead: "--form recurrent computes it a token at a time".to_owned(),
+                        span,
+                    });
+                }
+            }
+        }
+    }
+    let outputs = token.graph.outputs.iter().map(|(_, node)| deriver.lift(*node)).collect::<Result<Vec<_>, _>>()?;
+    let t = deriver.chunk.t;
+    let outputs = outputs.into_iter().map(|x| deriver.chunk.b.broadcast(x, &[t])).collect();
+    let ends = ends
+        .into_iter()
+        .enumerate()
+        .map(|(s, end)| {
+            let end = end.expect("every stratum gives its states");
+            deriver.chunk.b.broadcast(end, &token.graph.carries[s].layout)
+        })
+        .collect();
+    Ok(Step { chunk: deriver.chunk, outputs, starts, ends, tensors })
+}
+
+impl Deriver<'_> {
+    /// The last stratum a token node depends on.
+    fn stratum_of(&mut self, node: NodeId) -> Option<usize> {
+        if let Some(&known) = self.stratum_of.get(&node) {
+            return known;
+        }
+        let found = match &self.arena.nodes[node.index()].op {
+            Op::Input { kind: InputKind::Carry, .. } => {
+                let state = self.token.graph.carries.iter().position(|c| c.input == node);
+                state.and_then(|state| self.strata.iter().position(|s| s.contains(&state)))
+            }
+            op => op.operands().into_iter().map(|x| self.stratum_of(x)).max().flatten(),
+        };
+        self.stratum_of.insert(node, found);
+        found
+    }
+
+    /// A token node as rows of the chunk (or without rows where it is the same for every token).
+    fn lift(&mut self, node: NodeId) -> Result<NodeId, CompileError> {
+        if let Some(&known) = self.lifted.get(&node) {
+            return Ok(known);
+        }
+        self.chunk.b.span = self.arena.nodes[node.index()].span;
+        let found = match self.stratum_of(node) {
+            None => self.copy(node)?,
+            Some(at) => match &self.done[at] {
+                Done::Scanned(values) => match values.get(&node) {
+                    Some(&value) => value,
+                    None => self.copy(node)?,
+                },
+                Done::LowRank { .. } => self.lift_reads(node, at)?,
+            },
+        };
+        self.chunk.b.span = None;
+        self.lifted.insert(node, found);
+        Ok(found)
+    }
+
+    /// A token node that depends on a stratum of low rank: reads times rows, or the same function of such.
+    fn lift_reads(&mut self, node: NodeId, at: usize) -> Result<NodeId, CompileError> {
+        let states = self.strata[at].clone();
+        let mut analysis = Analysis::new(&mut self.arena, &versions_of(self.token, &states));
+        let value = analysis.value(node);
+        let reads = std::mem::take(&mut analysis.reads);
+        let Value::Affine(terms) = value else { return self.copy(node) };
+        let mut sum = Vec::new();
+        for term in terms {
+            let mut factors = Vec::new();
+            for factor in &term.factors {
+                factors.push(self.lift(*factor)?);
+            }
+            match term.base {
+                Base::One => {}
+                Base::Read(r) => factors.push(self.read(&reads[r], at)?),
+                Base::Version(_) => {
+                    return Err(CompileError::Bug {
+                        pass: "derive",
+                        message: "a whole state is used in a stratum of low rank".to_owned(),
+                        dump: format!("{:?}", self.arena.nodes[node.index()]),
+                    });
+                }
+            }
+            sum.push(self.chunk.b.product(factors));
+        }
+        let total = self.chunk.b.sum_all(sum);
+        let total = total.unwrap_or_else(|| self.chunk.b.constant(0.0));
+        let dims = self.arena.dims_of(node).to_vec();
+        Ok(self.chunk.b.broadcast(total, &dims))
+    }
+
+    /// `[t, free…]`: a read at its clock.
+    fn read(&mut self, read: &ReadTerm, at: usize) -> Result<NodeId, CompileError> {
+        let weight = self.lift(read.weight)?;
+        let chunk = &mut self.chunk;
+        let Done::LowRank { form, states, edits } = &self.done[at] else {
+            unreachable!("asked for a stratum of low rank")
+        };
+        let index = form.states.iter().position(|s| s.state == read.of.state).expect("a member of the stratum");
+        let clock = form.states[index].clocks[read.of.version];
+        let state = &states[index];
+        let weight = chunk.b.broadcast(weight, &state.contracted);
+        let mut sum = carry_in::read(chunk, state, weight, clock);
+        for edit in edits.iter().filter(|e| e.target == index) {
+            let scores = close_intra::scores(chunk, state, weight, edit.u, edit.write, clock);
+            let seen = close_intra::apply(chunk, state, scores, edit.x, edit.write, clock);
+            sum = chunk.b.plus(sum, seen);
+        }
+        Ok(sum)
+    }
+
+    /// The same operation on lifted operands.
+    fn copy(&mut self, node: NodeId) -> Result<NodeId, CompileError> {
+        let node = self.arena.nodes[node.index()].clone();
+        let mut operands = Vec::new();
+        for x in node.op.operands() {
+            operands.push(self.lift(x)?);
+        }
+        self.chunk.b.span = node.span;
+        self.chunk.b.rule = "";
+        let t = self.chunk.t;
+        copy_op(&mut self.chunk.b, &node.op, &node.dims, &operands, Some(t))
+    }
+
+    fn low_rank(&mut self, form: LowRank, starts: &[NodeId], ends: &mut [Option<NodeId>]) -> Result<(), CompileError> {
+        let mut states = Vec::new();
+        for state in &form.states {
+            let mut lists = Vec::new();
+            for events in [&state.scalar, &state.on_contracted, &state.on_free] {
+                let mut gates = Vec::new();
+                for event in events {
+                    let value = self.lift(event.value)?;
+                    self.chunk.b.rule = split_time::RULE.name;
+                    gates.push(split_time::gate(&mut self.chunk, value, event.kind));
+                }
+                lists.push(gates);
+            }
+            let [scalar, on_contracted, on_free]: [Vec<_>; 3] = lists.try_into().expect("three lists");
+            states.push(ChunkState {
+                name: self.token.graph.carries[state.state].name.clone(),
+                start: starts[state.state],
+                contracted: state.contracted.clone(),
+                free: state.free.clone(),
+                scalar,
+                on_contracted,
+                on_free,
+            });
+        }
+        let mut open = Vec::new();
+        for edit in &form.edits {
+            let mut reads = Vec::new();
+            for read in &edit.reads {
+                reads.push(Read { weight: self.lift(read.weight)?, ..read.clone() });
+            }
+            let u = self.lift(edit.u)?;
+            self.chunk.b.rule = split_time::RULE.name;
+            open.push(ut_transform::OpenEdit {
+                target: edit.target,
+                u: split_time::writer(&mut self.chunk, u),
+                reads,
+                scale: edit.scale.map(|x| self.lift(x)).transpose()?,
+                c: edit.c.map(|x| self.lift(x)).transpose()?,
+                write: edit.write,
+            });
+        }
+        let edits = ut_transform::solve(&mut self.chunk, &states, &open)?;
+        for (index, state) in states.iter().enumerate() {
+            let own: Vec<&ChunkEdit> = edits.iter().filter(|e| e.target == index).collect();
+            ends[form.states[index].state] = Some(carry_out::state(&mut self.chunk, state, &own));
+        }
+        self.done.push(Done::LowRank { form, states, edits });
+        Ok(())
+    }
+
+    /// These states a row at a time.
+    fn scan(
+        &mut self,
+        states: &[usize],
+        starts: &[NodeId],
+        ends: &mut [Option<NodeId>],
+        keep_states: bool,
+    ) -> Result<(), CompileError> {
+        let earlier: Vec<usize> = self.strata[..self.done.len()].concat();
+        let needed = scan_tokens::split(self.token, &self.arena, states, &earlier);
+        let mut operands = HashMap::new();
+        for &node in &needed.operands {
+            operands.insert(node, self.lift(node)?);
+        }
+        self.chunk.b.rule = scan_tokens::RULE.name;
+        let first: Vec<NodeId> = states.iter().map(|&s| starts[s]).collect();
+        let results =
+            scan_tokens::scan(&mut self.chunk, self.token, &self.arena, states, &needed, &operands, &first, keep_states)?;
+        for (&state, &end) in states.iter().zip(&results.ends) {
+            ends[state] = Some(end);
+        }
+        self.done.push(Done::Scanned(results.values));
+        Ok(())
+    }
+}
+
+/// An operation of the token graph on other operands; with rows, inputs get them.
+pub fn copy_op(
+    b: &mut Builder,
+    op: &Op,
+    dims: &[DimId],
+    operands: &[NodeId],
+    time: Option<DimId>,
+) -> Result<NodeId, CompileError> {
+    Ok(match op {
+        Op::Input { name, kind, layout } => b.input(name, *kind, layout.clone(), time),
+        Op::Const(value) => b.constant(*value),
+        Op::Unary(function, _) => b.unary(*function, operands[0]),
+        Op::Binary(function, _, _) => b.binary(*function, operands[0], operands[1]),
+        Op::Select { op, .. } => b.select(*op, operands[0], operands[1], operands[2], operands[3]),
+        Op::Broadcast(_) => b.broadcast(operands[0], dims),
+        Op::Sum(_, over) => b.sum(operands[0], over),
+        Op::MaxOver(_, dim) => b.max_over(operands[0], *dim),
+        Op::Contract(_, _, over) => b.contract(operands[0], operands[1], over),
+        Op::Rename(_, from, to) => b.rename(operands[0], *from, *to),
+        Op::Index(_, dim, at) => b.index(operands[0], *dim, *at),
+        Op::StopGradient(_) => {
+            let dims = b.dims_of(operands[0]).to_vec();
+            b.add(Op::StopGradient(operands[0]), dims)
+        }
+        Op::BodyInput(_)
+        | Op::Stack(..)
+        | Op::Guard(..)
+        | Op::Diagonal(..)
+        | Op::DiagonalPart(..)
+        | Op::Split(..)
+        | Op::Merge(..)
+        | Op::Segment { .. }
+        | Op::SegmentGrad { .. }
+        | Op::Boundary { .. }
+        | Op::BoundaryGrad { .. }
+        | Op::Gated { .. }
+        | Op::Solve(_)
+        | Op::Scan(_)
+        | Op::ScanResult(..) => {
+            return Err(CompileError::Bug {
+                pass: "derive",
+                message: "an operation of a chunk graph in a token graph".to_owned(),
+                dump: format!("{op:?}"),
+            });
+        }
+    })
+}
+
+/// Whether a token node is a plain elementwise function.
+pub fn is_elementwise(op: &Op) -> bool {
+    matches!(
+        op,
+        Op::Unary(..)
+            | Op::Binary(..)
+            | Op::Broadcast(_)
+            | Op::Select { .. }
+    )
+}
