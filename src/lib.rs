@@ -3,3 +3,16 @@
 //! Comes in: the command line, `.cw` and `.safetensors` files. Goes out: text, files, an exit code. It wires the
 //! language ([`chunkwise_dsl`]), the compiler ([`chunkwise_compiler`]) and the runtime ([`chunkwise_runtime`])
 //! together, and it alone reads, writes and draws. It never computes anything that a library could.
+
+pub mod binding;
+pub mod commands;
+pub mod data_checks;
+pub mod engine;
+pub mod failure;
+pub mod options;
+pub mod precision;
+pub mod render;
+pub mod report;
+pub mod source;
+pub mod tensors;
+pub mod verify;

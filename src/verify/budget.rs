@@ -1,0 +1,75 @@
+//! How far a result may be from the reference. In: a result's name, the precision it was computed in; out: a relative
+//! error. The numbers are those that the numerics chapter of the book states; nothing here looks at the results.
+
+use chunkwise_compiler::tensor::{Bundle, Tensor};
+use chunkwise_dsl::program::{Program, Range};
+
+use crate::precision::Precision;
+
+/// What a result is part of, in the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Share {
+    /// Outputs and final states.
+    Values,
+    /// Gradients of everything.
+    Gradients,
+}
+
+impl Share {
+    /// Words for the table.
+    pub fn name(self) -> &'static str {
+        match self {
+            Share::Values => "outputs, states",
+            Share::Gradients => "gradients",
+        }
+    }
+
+    /// The share of a result.
+    pub fn of(name: &str) -> Share {
+        if name.starts_with("grad") { Share::Gradients } else { Share::Values }
+    }
+}
+
+/// The relative error allowed to a result: ‖x − ref‖ / max(‖ref‖, [`floor`]).
+pub fn allowed(program: &Program, name: &str, precision: Precision) -> f64 {
+    match (precision, Share::of(name)) {
+        (Precision::F64, _) => 1e-9,
+        (Precision::F32, Share::Values) => 2e-5,
+        (Precision::F32, Share::Gradients) => 1e-4,
+        (Precision::Bf16 | Precision::F16, Share::Values) => 5e-3,
+        (Precision::Bf16 | Precision::F16, Share::Gradients) => {
+            let of = name.split_once('.').map_or(name, |(_, rest)| rest);
+            let gate = program.tensors.iter().any(|tensor| {
+                tensor.name == of && (tensor.axes.is_empty() || matches!(tensor.range, Range::Interval { .. }))
+            });
+            if gate { 2e-2 } else { 8e-3 }
+        }
+    }
+}
+
+/// Below this norm a result is judged by its absolute error: a root mean square of 1e-3, where inputs and cotangents
+/// have about 1. Gates that forget at once have gradients so small that they are the difference of larger numbers.
+pub fn floor(tensor: &Tensor) -> f64 {
+    1e-3 * (tensor.data.len() as f64).sqrt()
+}
+
+/// How strongly results answer to rounding alone: each one's relative change when every input is moved by half a unit
+/// in its last place. A result may differ by [`ROUNDINGS`] times that, whatever the budget says: a division by a sum
+/// near zero, say, magnifies every rounding, in any order of computation.
+pub const ROUNDINGS: f64 = 64.0;
+
+/// Inputs each moved by half a unit in the last place, up or down.
+pub fn nudged(bundle: &Bundle, precision: Precision, random: &mut super::random::Random) -> Bundle {
+    // Arithmetic is float32 also where tensors are narrower.
+    let half_unit = match precision {
+        Precision::F64 => 2f64.powi(-53),
+        Precision::F32 | Precision::Bf16 | Precision::F16 => 2f64.powi(-24),
+    };
+    let mut nudged = bundle.clone();
+    for tensor in nudged.values_mut() {
+        for value in &mut tensor.data {
+            *value *= if random.below(2) == 0 { 1.0 + half_unit } else { 1.0 - half_unit };
+        }
+    }
+    nudged
+}

@@ -1,0 +1,355 @@
+//! Single checks. In: a program, a check and a case; out: how far each result is off and how far it may be. It never
+//! decides what happens next: a case that fails is shrunk and reported elsewhere.
+
+use std::collections::{BTreeMap, HashMap};
+
+use chunkwise_compiler::reference;
+use chunkwise_compiler::tensor::Bundle;
+use chunkwise_dsl::instance::Instance;
+use chunkwise_dsl::program::Program;
+
+use super::budget::{self, Share};
+use super::case::Case;
+use super::draw::draw;
+use super::random::Random;
+use super::slices;
+use crate::binding::Leading;
+use crate::engine::{self, Engine, Plan};
+use crate::failure::Failure;
+use crate::options::FormChoice;
+use crate::precision::Precision;
+
+/// How often the same call is repeated.
+const REPEATS: usize = 50;
+
+/// One thing that has to hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Check {
+    /// A form gives what the reference gives.
+    Agrees(FormChoice, Precision),
+    /// What comes after a token changes nothing up to it, to the bit.
+    Causal,
+    /// A sequence gives the same alone and in a batch, to the bit.
+    BatchInvariant,
+    /// The same call gives the same, to the bit, also on another number of threads.
+    Repeatable,
+    /// Another chunk size gives the same, within rounding.
+    ChunkInvariant,
+    /// Two calls with the state carried over give what one gives, within rounding.
+    Splits,
+}
+
+impl Check {
+    /// Everything that is checked in this build.
+    pub fn all() -> Vec<Check> {
+        let derived = [FormChoice::Recurrent, FormChoice::Parallel, FormChoice::Chunkwise];
+        let mut checks: Vec<Check> = derived.iter().map(|&form| Check::Agrees(form, Precision::F64)).collect();
+        if engine::COMPILES {
+            checks.extend(derived.iter().map(|&form| Check::Agrees(form, Precision::F32)));
+            checks.push(Check::Agrees(FormChoice::Chunkwise, Precision::Bf16));
+        }
+        checks.extend([
+            Check::Causal,
+            Check::BatchInvariant,
+            Check::Repeatable,
+            Check::ChunkInvariant,
+            Check::Splits,
+        ]);
+        checks
+    }
+
+    /// Words for the table.
+    pub fn name(self) -> String {
+        match self {
+            Check::Agrees(form, Precision::F64) => format!("{} f64 = reference", form.name()),
+            Check::Agrees(form, precision) => format!("{} {} compiled = reference", form.name(), precision.name()),
+            Check::Causal => "causal, bitwise".to_owned(),
+            Check::BatchInvariant => "batch invariant, bitwise".to_owned(),
+            Check::Repeatable => "repeatable over runs and threads, bitwise".to_owned(),
+            Check::ChunkInvariant => "chunk size changes nothing".to_owned(),
+            Check::Splits => "two calls = one call".to_owned(),
+        }
+    }
+}
+
+/// How far a share of the results is off, at its worst tensor.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Finding {
+    /// Which results.
+    pub share: Share,
+    /// The tensor that is worst, measured against what is allowed.
+    pub tensor: String,
+    /// Its relative error.
+    pub error: f64,
+    /// What is allowed to it.
+    pub allowed: f64,
+    /// Whether more than the budget was allowed because the case magnifies rounding.
+    pub conditioned: bool,
+}
+
+impl Finding {
+    /// Whether it is within what is allowed.
+    pub fn holds(&self) -> bool {
+        self.error <= self.allowed
+    }
+}
+
+/// What one check of one case gave.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Measured {
+    /// Numbers.
+    Findings(Vec<Finding>),
+    /// The case says nothing, and why.
+    Void(&'static str),
+}
+
+/// A program under test, with the engines made for it so far.
+pub struct Subject<'p> {
+    program: &'p Program,
+    constants: BTreeMap<String, f64>,
+    engines: HashMap<String, Engine<'p>>,
+}
+
+impl<'p> Subject<'p> {
+    /// A program with its constants.
+    pub fn new(program: &'p Program, constants: BTreeMap<String, f64>) -> Subject<'p> {
+        Subject { program, constants, engines: HashMap::new() }
+    }
+
+    /// Makes one check of one case.
+    pub fn measure(&mut self, check: Check, case: &Case) -> Result<Measured, Failure> {
+        match check {
+            Check::Agrees(form, precision) => self.agrees(form, precision, case),
+            Check::Causal => self.causal(case),
+            Check::BatchInvariant => self.batch_invariant(case),
+            Check::Repeatable => self.repeatable(case),
+            Check::ChunkInvariant => self.chunk_invariant(case),
+            Check::Splits => self.splits(case),
+        }
+    }
+
+    fn instance(&self, case: &Case) -> Result<Instance<'p>, Failure> {
+        Instance::new(self.program, &case.sizes, &self.constants).map_err(Failure::input_all)
+    }
+
+    fn engine(&mut self, case: &Case, form: FormChoice, precision: Precision) -> Result<&mut Engine<'p>, Failure> {
+        let chunk = (form == FormChoice::Chunkwise).then_some(case.chunk);
+        let length = (form == FormChoice::Parallel).then_some(case.tokens);
+        let plan = Plan { form, chunk, precision, threads: None, cache: false };
+        let key = format!("{plan:?} {length:?} {:?}", case.sizes);
+        // Shrinking asks for many sizes once each; engines of other sizes will not be asked for again.
+        if self.engines.len() >= 24 {
+            self.engines.clear();
+        }
+        if !self.engines.contains_key(&key) {
+            let engine = Engine::prepare(&self.instance(case)?, &plan, true, length)?;
+            self.engines.insert(key.clone(), engine);
+        }
+        Ok(self.engines.get_mut(&key).expect("it was just put there"))
+    }
+
+    fn reference(&self, case: &Case, bundle: &Bundle) -> Result<Bundle, Failure> {
+        reference::run_backward(&self.instance(case)?, bundle).map_err(|error| Failure::Ours(error.to_string()))
+    }
+
+    fn agrees(&mut self, form: FormChoice, precision: Precision, case: &Case) -> Result<Measured, Failure> {
+        let bundle = draw(self.program, case, precision);
+        let expected = self.reference(case, &bundle)?;
+        if !usable(&expected) {
+            return Ok(Measured::Void("the results of the reference are not finite, or too large for float32"));
+        }
+        let engine = self.engine(case, form, precision)?;
+        let forward = engine.run(&bundle, false)?;
+        let found = engine.run(&bundle, true)?;
+        let mut findings = self.compare(case, &bundle, &expected, &found, precision, 1.0)?;
+        let mut without: Bundle = expected;
+        without.retain(|name, _| Share::of(name) == Share::Values);
+        findings.extend(self.compare(case, &bundle, &without, &forward, precision, 1.0)?);
+        Ok(Measured::Findings(worst(findings)))
+    }
+
+    /// The precision that contracts are checked in: that of compiled code, where there is any.
+    fn contract_precision() -> Precision {
+        if engine::COMPILES { Precision::F32 } else { Precision::F64 }
+    }
+
+    /// Data and engine for a contract; `None` where results are not finite, about which nothing is promised.
+    fn contract(&mut self, case: &Case) -> Result<Option<(Bundle, Bundle)>, Failure> {
+        let precision = Subject::contract_precision();
+        let bundle = draw(self.program, case, precision);
+        let once = self.engine(case, FormChoice::Chunkwise, precision)?.run(&bundle, true)?;
+        Ok(usable(&once).then_some((bundle, once)))
+    }
+
+    fn causal(&mut self, case: &Case) -> Result<Measured, Failure> {
+        let case = Case { tokens: case.tokens.max(2), ..case.clone() };
+        let Some((bundle, _)) = self.contract(&case)? else { return Ok(NOT_FINITE) };
+        let at = 1 + Random::new(case.seed, "causal").below(case.tokens - 1);
+        let other = draw(self.program, &Case { seed: case.seed ^ 0x5555, ..case.clone() }, Subject::contract_precision());
+        let mut changed = slices::tokens(self.program, &bundle, 0..at);
+        for (name, tensor) in slices::tokens(self.program, &other, at..case.tokens) {
+            let token = slices::leading(self.program, &name) == Some(Leading::Token);
+            if let (true, Some(before)) = (token, changed.get(&name)) {
+                let joined = slices::join(before, &tensor, 1);
+                changed.insert(name, joined);
+            }
+        }
+        let engine = self.engine(&case, FormChoice::Chunkwise, Subject::contract_precision())?;
+        let (one, two) = (engine.run(&bundle, false)?, engine.run(&changed, false)?);
+        let upto = |bundle: &Bundle| {
+            let mut part = slices::tokens(self.program, bundle, 0..at);
+            part.retain(|name, _| name.starts_with("out."));
+            part
+        };
+        Ok(Measured::Findings(identical(&upto(&one), &upto(&two))))
+    }
+
+    fn batch_invariant(&mut self, case: &Case) -> Result<Measured, Failure> {
+        let case = Case { batch: case.batch.max(3), ..case.clone() };
+        let Some((bundle, together)) = self.contract(&case)? else { return Ok(NOT_FINITE) };
+        let mut findings = Vec::new();
+        for number in 0..case.batch {
+            let alone = slices::sequence(self.program, &bundle, number);
+            let mut expected = slices::sequence(self.program, &together, number);
+            // Gradients of parameters are sums over the batch.
+            expected.retain(|name, _| slices::leading(self.program, name) != Some(Leading::Head));
+            let engine = self.engine(&case, FormChoice::Chunkwise, Subject::contract_precision())?;
+            findings.extend(identical(&expected, &engine.run(&alone, true)?));
+        }
+        Ok(Measured::Findings(worst(findings)))
+    }
+
+    fn repeatable(&mut self, case: &Case) -> Result<Measured, Failure> {
+        let Some((bundle, once)) = self.contract(case)? else { return Ok(NOT_FINITE) };
+        let engine = self.engine(case, FormChoice::Chunkwise, Subject::contract_precision())?;
+        let repeats = if engine::COMPILES { REPEATS } else { 2 };
+        let mut findings = Vec::new();
+        for repeat in 0..repeats {
+            engine.set_threads(Some([1, 2, 3, 7][repeat % 4]));
+            findings.extend(identical(&once, &engine.run(&bundle, true)?));
+        }
+        engine.set_threads(None);
+        Ok(Measured::Findings(worst(findings)))
+    }
+
+    fn chunk_invariant(&mut self, case: &Case) -> Result<Measured, Failure> {
+        let Some((bundle, once)) = self.contract(case)? else { return Ok(NOT_FINITE) };
+        let precision = Subject::contract_precision();
+        let mut findings = Vec::new();
+        for chunk in [16, 64].into_iter().filter(|chunk| *chunk != case.chunk) {
+            let other = Case { chunk, ..case.clone() };
+            let again = self.engine(&other, FormChoice::Chunkwise, precision)?.run(&bundle, true)?;
+            findings.extend(self.compare(case, &bundle, &once, &again, precision, 2.0)?);
+        }
+        Ok(Measured::Findings(worst(findings)))
+    }
+
+    fn splits(&mut self, case: &Case) -> Result<Measured, Failure> {
+        let Some((bundle, once)) = self.contract(case)? else { return Ok(NOT_FINITE) };
+        let precision = Subject::contract_precision();
+        let program = self.program;
+        let at = Random::new(case.seed, "split").below(case.tokens + 1);
+        let mut first = slices::tokens(self.program, &bundle, 0..at);
+        let mut second = slices::tokens(self.program, &bundle, at..case.tokens);
+        let engine = self.engine(case, FormChoice::Chunkwise, precision)?;
+        let carried = engine.run(&first, false)?;
+        for state in &program.states {
+            second.insert(format!("init.{}", state.name), carried[&format!("final.{}", state.name)].clone());
+        }
+        let after = engine.run(&second, true)?;
+        for state in &program.states {
+            first.insert(format!("grad_final.{}", state.name), after[&format!("grad_init.{}", state.name)].clone());
+        }
+        let before = engine.run(&first, true)?;
+        let mut joined = Bundle::new();
+        for name in once.keys() {
+            let (a, b) = (&before[name], &after[name]);
+            let tensor = match slices::leading(self.program, name) {
+                Some(Leading::Token) => slices::join(a, b, 1),
+                Some(Leading::Head) => {
+                    let mut sum = a.clone();
+                    sum.data.iter_mut().zip(&b.data).for_each(|(sum, more)| *sum += more);
+                    sum
+                }
+                Some(Leading::Sequence) | None if name.starts_with("final.") => b.clone(),
+                Some(Leading::Sequence) | None => a.clone(),
+            };
+            joined.insert(name.clone(), tensor);
+        }
+        Ok(Measured::Findings(self.compare(case, &bundle, &once, &joined, precision, 2.0)?))
+    }
+
+    /// Compares results, and asks how sensitive the case is only where a budget does not suffice.
+    fn compare(
+        &self,
+        case: &Case,
+        bundle: &Bundle,
+        expected: &Bundle,
+        found: &Bundle,
+        precision: Precision,
+        times: f64,
+    ) -> Result<Vec<Finding>, Failure> {
+        let mut findings = Vec::new();
+        let mut moved: Option<(Bundle, Vec<Bundle>)> = None;
+        for (name, expected) in expected {
+            let floor = budget::floor(expected);
+            let error = found.get(name).map_or(f64::INFINITY, |found| found.relative_error(expected, floor));
+            let mut allowed = times * budget::allowed(self.program, name, precision);
+            let conditioned = error > allowed && error.is_finite();
+            if conditioned {
+                if moved.is_none() {
+                    let mut random = Random::new(case.seed, "nudge");
+                    let still = self.reference(case, bundle)?;
+                    let nudges = (0..2).map(|_| self.reference(case, &budget::nudged(bundle, precision, &mut random)));
+                    moved = Some((still, nudges.collect::<Result<_, _>>()?));
+                }
+                let (still, nudges) = moved.as_ref().expect("it was just put there");
+                let change = nudges.iter().map(|it| it[name].relative_error(&still[name], floor)).fold(0.0, f64::max);
+                allowed += budget::ROUNDINGS * change;
+            }
+            findings.push(Finding { share: Share::of(name), tensor: name.clone(), error, allowed, conditioned });
+        }
+        Ok(worst(findings))
+    }
+}
+
+const NOT_FINITE: Measured = Measured::Void("the results are not finite");
+
+/// Whether every number is finite and far from where float32 ends.
+fn usable(results: &Bundle) -> bool {
+    results.values().all(|tensor| tensor.data.iter().all(|value| value.abs() < 1e15))
+}
+
+/// The worst finding of each share, measured against what is allowed.
+fn worst(findings: Vec<Finding>) -> Vec<Finding> {
+    let mut worst: BTreeMap<Share, Finding> = BTreeMap::new();
+    let badness = |finding: &Finding| {
+        if finding.allowed > 0.0 { finding.error / finding.allowed } else { finding.error * f64::MAX }
+    };
+    for finding in findings {
+        match worst.get(&finding.share) {
+            Some(known) if badness(known) >= badness(&finding) => {}
+            Some(_) | None => {
+                worst.insert(finding.share, finding);
+            }
+        }
+    }
+    worst.into_values().collect()
+}
+
+/// Compares to the bit. What one side lacks is as wrong as what differs.
+fn identical(expected: &Bundle, found: &Bundle) -> Vec<Finding> {
+    let findings = expected.iter().map(|(name, expected)| {
+        let same = found.get(name).is_some_and(|found| {
+            found.shape == expected.shape
+                && found.data.iter().zip(&expected.data).all(|(a, b)| a.to_bits() == b.to_bits())
+        });
+        let error = match found.get(name) {
+            _ if same => 0.0,
+            Some(found) => found.relative_error(expected, 0.0).max(f64::MIN_POSITIVE),
+            None => f64::INFINITY,
+        };
+        Finding { share: Share::of(name), tensor: name.clone(), error, allowed: 0.0, conditioned: false }
+    });
+    worst(findings.collect())
+}

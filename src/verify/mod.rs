@@ -1,0 +1,205 @@
+//! Proof by trying: many cases, every form and gradient against the reference, and the contracts. In: a program, how
+//! many cases, a seed; out: a report, with a case as small as it could be made for everything that failed. It prints
+//! nothing; the integration tests and the command share it.
+
+pub mod budget;
+pub mod case;
+pub mod draw;
+pub mod measure;
+pub mod random;
+pub mod slices;
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use chunkwise_dsl::program::Program;
+
+use crate::failure::Failure;
+use budget::Share;
+use case::Case;
+use measure::{Check, Finding, Measured, Subject};
+
+/// How long a failing case may be shrunk.
+const SHRINK_FOR: Duration = Duration::from_secs(20);
+
+/// What to verify.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Number of cases.
+    pub cases: usize,
+    /// Decides all of them.
+    pub seed: u64,
+    /// Overridden constants.
+    pub constants: BTreeMap<String, f64>,
+    /// The checks to make.
+    pub checks: Vec<Check>,
+    /// Sizes that every case has.
+    pub sizes: BTreeMap<String, usize>,
+}
+
+/// One line of the report.
+#[derive(Clone, Debug)]
+pub struct Row {
+    /// What was checked.
+    pub check: Check,
+    /// On which results; absent where there were none.
+    pub share: Option<Share>,
+    /// How many cases said something.
+    pub cases: usize,
+    /// The finding that was nearest to its limit, or farthest beyond.
+    pub worst: Option<Finding>,
+    /// How many findings were allowed more because the case magnifies rounding.
+    pub conditioned: usize,
+    /// Why it could not be made.
+    pub limit: Option<String>,
+}
+
+/// A check that failed, and the smallest case it was seen to fail on.
+#[derive(Clone, Debug)]
+pub struct Failed {
+    /// The check.
+    pub check: Check,
+    /// The case.
+    pub case: Case,
+    /// What was found on it.
+    pub finding: Option<Finding>,
+    /// What broke, where it was not a number.
+    pub message: Option<String>,
+}
+
+/// Everything there is to say.
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    /// One line for each check and share.
+    pub rows: Vec<Row>,
+    /// What failed.
+    pub failed: Vec<Failed>,
+    /// Cases that said nothing to any check, because nothing stayed finite.
+    pub void: usize,
+}
+
+/// Verifies a program. `progress` is told before each case, as (done, of).
+pub fn verify(program: &Program, options: &Options, mut progress: impl FnMut(usize, usize)) -> Report {
+    let cases: Vec<Case> = (0..options.cases)
+        .map(|number| {
+            let mut case = Case::draw(program, options.seed, number);
+            case.sizes.extend(options.sizes.clone());
+            case
+        })
+        .collect();
+    let mut report = Report::default();
+    let mut subject = Subject::new(program, options.constants.clone());
+    let mut broken: Vec<(Check, Case)> = Vec::new();
+    let mut tallies: BTreeMap<(Check, Option<Share>), Row> = BTreeMap::new();
+    for (number, case) in cases.iter().enumerate() {
+        progress(number, cases.len());
+        let mut said_something = false;
+        for &check in &options.checks {
+            // One failing case a check is enough to report, and the next would only say it again.
+            if broken.iter().any(|(known, _)| *known == check) {
+                continue;
+            }
+            match subject.measure(check, case) {
+                Ok(Measured::Void(_)) => {}
+                Ok(Measured::Findings(findings)) => {
+                    said_something = true;
+                    if findings.iter().any(|finding| !finding.holds()) {
+                        broken.push((check, case.clone()));
+                    }
+                    for finding in findings {
+                        tally(&mut tallies, check, finding);
+                    }
+                }
+                Err(Failure::Input(limit)) => {
+                    said_something = true;
+                    row(&mut tallies, check, None).limit = Some(limit);
+                }
+                Err(Failure::Ours(_) | Failure::Refused(_) | Failure::Verification(_)) => {
+                    said_something = true;
+                    broken.push((check, case.clone()));
+                    row(&mut tallies, check, None).cases += 1;
+                }
+            }
+        }
+        report.void += usize::from(!said_something);
+    }
+    progress(cases.len(), cases.len());
+    for (check, case) in broken {
+        report.failed.push(shrink(&mut subject, check, case));
+    }
+    // In the order of the checks, not of their names.
+    for &check in &options.checks {
+        report.rows.extend(tallies.iter().filter(|((it, _), _)| *it == check).map(|(_, row)| row.clone()));
+    }
+    report
+}
+
+/// Makes one check of one case and tells everything about it.
+pub fn verify_case(program: &Program, constants: &BTreeMap<String, f64>, checks: &[Check], case: &Case) -> Report {
+    let mut report = Report::default();
+    let mut subject = Subject::new(program, constants.clone());
+    let mut tallies = BTreeMap::new();
+    for &check in checks {
+        match subject.measure(check, case) {
+            Ok(Measured::Void(_)) => report.void = 1,
+            Ok(Measured::Findings(findings)) => {
+                for finding in findings {
+                    if !finding.holds() {
+                        let (case, finding) = (case.clone(), Some(finding.clone()));
+                        report.failed.push(Failed { check, case, finding, message: None });
+                    }
+                    tally(&mut tallies, check, finding);
+                }
+            }
+            Err(Failure::Input(limit)) => row(&mut tallies, check, None).limit = Some(limit),
+            Err(failure) => {
+                let message = Some(failure.to_string());
+                report.failed.push(Failed { check, case: case.clone(), finding: None, message });
+                row(&mut tallies, check, None).cases += 1;
+            }
+        }
+    }
+    report.rows = tallies.into_values().collect();
+    report
+}
+
+fn row(tallies: &mut BTreeMap<(Check, Option<Share>), Row>, check: Check, share: Option<Share>) -> &mut Row {
+    let empty = Row { check, share, cases: 0, worst: None, conditioned: 0, limit: None };
+    tallies.entry((check, share)).or_insert(empty)
+}
+
+fn tally(tallies: &mut BTreeMap<(Check, Option<Share>), Row>, check: Check, finding: Finding) {
+    let row = row(tallies, check, Some(finding.share));
+    row.cases += 1;
+    row.conditioned += usize::from(finding.conditioned);
+    let badness = |finding: &Finding| finding.error / finding.allowed.max(f64::MIN_POSITIVE);
+    if row.worst.as_ref().is_none_or(|worst| badness(&finding) > badness(worst)) {
+        row.worst = Some(finding);
+    }
+}
+
+/// Takes away what a failure does not need: sequences, heads, tokens, sizes.
+fn shrink(subject: &mut Subject, check: Check, case: Case) -> Failed {
+    let started = Instant::now();
+    let failure = |subject: &mut Subject, case: &Case| match subject.measure(check, case) {
+        Ok(Measured::Findings(findings)) => findings.into_iter().find(|finding| !finding.holds()).map(|it| (Some(it), None)),
+        Ok(Measured::Void(_)) | Err(Failure::Input(_)) => None,
+        Err(failure) => Some((None, Some(failure.to_string()))),
+    };
+    let mut smallest = case;
+    let mut what = failure(subject, &smallest);
+    'smaller: loop {
+        for candidate in smallest.smaller() {
+            if started.elapsed() > SHRINK_FOR {
+                break 'smaller;
+            }
+            if let Some(found) = failure(subject, &candidate) {
+                (smallest, what) = (candidate, Some(found));
+                continue 'smaller;
+            }
+        }
+        break;
+    }
+    let (finding, message) = what.unwrap_or((None, Some("it failed once and not when it was repeated".to_owned())));
+    Failed { check, case: smallest, finding, message }
+}
