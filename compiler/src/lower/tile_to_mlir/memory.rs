@@ -1,0 +1,336 @@
+//! Reading and writing places: addresses, masks, and the conversion of element types.
+//!
+//! Comes in: a [`Place`]. Goes out: loads and stores of scalars or vectors of float32. bfloat16 is converted by integer
+//! arithmetic, the same on every processor; binary16 by instructions where there are some.
+
+use super::expr::{Value, has_leading_index, mentions};
+use super::kernel::{Linear, Lowering, element, tag};
+use super::writer::{Elem, Ty, Val};
+use crate::tile::ir::{Expr, Memory, Place};
+use chunkwise_abi::DType;
+
+/// How a place depends on the lane.
+enum Access {
+    /// Not at all.
+    Single,
+    /// Neighbouring lanes are neighbours in memory.
+    Unit,
+    /// Any other way: lane by lane.
+    Scattered,
+}
+
+impl Lowering<'_> {
+    fn access(&self, place: &Place) -> Access {
+        let Some(group) = &self.group else { return Access::Single };
+        let used = |index: &crate::tile::ir::Index| {
+            mentions(&index.value, group) || index.at_most.as_ref().is_some_and(|limit| mentions(limit, group))
+        };
+        if !place.indices.iter().any(used) {
+            return Access::Single;
+        }
+        let contiguous = match place.memory {
+            Memory::Buffer(_) => true,
+            Memory::Arg(arg) => !self.kernel.args[arg.0 as usize].inner.is_empty(),
+        };
+        let (last, before) = place.indices.split_last().expect("an index mentions the lane");
+        let unit = last.at_most.is_none() && last.value.vars.iter().any(|(var, c)| *var == group.var && *c == 1);
+        if contiguous && unit && !before.iter().any(used) { Access::Unit } else { Access::Scattered }
+    }
+
+    fn dtype(&self, memory: Memory) -> DType {
+        match memory {
+            Memory::Buffer(_) => DType::F32,
+            Memory::Arg(arg) => self.kernel.args[arg.0 as usize].dtype,
+        }
+    }
+
+    fn tag(&self, memory: Memory) -> String {
+        match memory {
+            Memory::Arg(arg) => tag(self.number, 'a', arg.0),
+            Memory::Buffer(buffer) => tag(self.number, 'b', buffer.0),
+        }
+    }
+
+    /// The address of a place; of the first lane, if it depends on the lane.
+    fn address(&mut self, place: &Place) -> Val {
+        let size = |n: usize| i64::try_from(n).expect("a tensor fits memory");
+        let (base, elem, strides, leading) = match place.memory {
+            Memory::Buffer(buffer) => {
+                let strides = self.kernel.buffers[buffer.0 as usize].strides();
+                (self.buffers[buffer.0 as usize], Elem::F32, strides, None)
+            }
+            Memory::Arg(arg) => {
+                let tensor = &self.tensors[arg.0 as usize];
+                let (base, stride) = (tensor.base, tensor.stride);
+                let arg = &self.kernel.args[arg.0 as usize];
+                let mut strides = vec![1; arg.inner.len()];
+                for d in (1..arg.inner.len()).rev() {
+                    strides[d - 1] = strides[d] * arg.inner[d];
+                }
+                let leading = has_leading_index(arg.role).then_some(stride);
+                (base, element(arg.dtype), strides, leading)
+            }
+        };
+        let mut base = base;
+        let mut inner = place.indices.as_slice();
+        if let Some(stride) = leading {
+            let (first, rest) = place.indices.split_first().expect("a token or chunk comes first");
+            inner = rest;
+            let index = self.index(first);
+            let offset = self.w.op("mul", index, stride, Ty::I64);
+            base = self.w.element(base, offset, elem);
+        }
+        let mut sum = Linear::default();
+        for (index, stride) in inner.iter().zip(strides) {
+            if index.at_most.is_some() {
+                let val = self.index(index);
+                sum.add_term(val, size(stride));
+            } else {
+                let linear = self.resolve(&index.value);
+                sum.add(&linear, size(stride));
+            }
+        }
+        self.offset(base, &sum, elem)
+    }
+
+    pub(super) fn load(&mut self, place: &Place) -> Value {
+        let dtype = self.dtype(place.memory);
+        let tag = self.tag(place.memory);
+        match self.access(place) {
+            Access::Single => {
+                let address = self.address(place);
+                let raw = self.w.load(address, Ty::scalar(element(dtype)), &tag);
+                Value::Uniform(self.to_f32(raw, dtype, 0))
+            }
+            Access::Unit => {
+                let address = self.address(place);
+                let group = self.group.as_ref().expect("a place that depends on the lane stands inside lanes");
+                let (lanes, count, valid) = (group.lanes, group.count, group.valid);
+                let active = group.active.clone();
+                let ty = Ty { elem: element(dtype), lanes };
+                // Scratch may be read past the end of a row; a tensor of the caller may not.
+                let guarded = matches!(place.memory, Memory::Arg(_));
+                let vectors = (0..count)
+                    .map(|n| {
+                        let at = self.w.element_at(address, lane(n * lanes), ty.elem);
+                        let mut mask = None;
+                        if guarded {
+                            mask = active.as_ref().map(|masks| masks[n]);
+                            if valid < lanes {
+                                let tail = self.w.mask(lanes, 0, valid);
+                                mask = Some(match mask {
+                                    None => tail,
+                                    Some(mask) => self.w.op("and", mask, tail, Ty { elem: Elem::I1, lanes }),
+                                });
+                            }
+                        }
+                        let raw = match mask {
+                            None => self.w.load(at, ty, &tag),
+                            Some(mask) => self.w.masked_load(at, mask, ty),
+                        };
+                        self.to_f32(raw, dtype, lanes)
+                    })
+                    .collect();
+                Value::Lanes(vectors)
+            }
+            Access::Scattered => self.gather(place, dtype, &tag),
+        }
+    }
+
+    /// Reads lane by lane. A lane that is not active reads the first element of the tensor instead.
+    fn gather(&mut self, place: &Place, dtype: DType, tag: &str) -> Value {
+        let group = self.group.as_ref().expect("a place that depends on the lane stands inside lanes");
+        let (var, lanes, count, valid) = (group.var, group.lanes, group.count, group.valid);
+        let active = group.active.clone();
+        let first = self.vars[&var];
+        let ty = Ty { elem: element(dtype), lanes };
+        let masks_ty = ty.with(Elem::I1);
+        let vectors = (0..count)
+            .map(|n| {
+                let mut vector = self.w.zero(ty);
+                for l in 0..valid {
+                    let number = self.w.i64(lane(n * lanes + l));
+                    let here = self.w.op("add", first, number, Ty::I64);
+                    self.vars.insert(var, here);
+                    let mut address = self.address(place);
+                    if let (Some(masks), Memory::Arg(arg)) = (&active, place.memory) {
+                        let holds = self.w.extract(masks[n], l, masks_ty);
+                        address = self.w.select(holds, address, self.tensors[arg.0 as usize].base, Ty::PTR);
+                    }
+                    let raw = self.w.load(address, Ty::scalar(ty.elem), tag);
+                    vector = self.w.insert(vector, l, raw, ty);
+                }
+                self.vars.insert(var, first);
+                self.to_f32(vector, dtype, lanes)
+            })
+            .collect();
+        Value::Lanes(vectors)
+    }
+
+    pub(super) fn store(&mut self, place: &Place, value: &Expr) {
+        let values = self.values(value);
+        let dtype = self.dtype(place.memory);
+        let tag = self.tag(place.memory);
+        let Some(group) = &self.group else {
+            self.store_scalar(place, values[0]);
+            return;
+        };
+        let (var, lanes, valid) = (group.var, group.lanes, group.valid);
+        let ty = Ty { elem: element(dtype), lanes };
+        let first = self.vars[&var];
+        let access = self.access(place);
+        let address = match access {
+            Access::Unit => Some(self.address(place)),
+            Access::Single | Access::Scattered => None,
+        };
+        for (n, value) in values.into_iter().enumerate() {
+            let raw = self.from_f32(value, dtype, lanes);
+            let Some(address) = address else {
+                // One element for all lanes holds any of them; scattered ones are written lane by lane.
+                for l in 0..valid {
+                    let number = self.w.i64(lane(n * lanes + l));
+                    let here = self.w.op("add", first, number, Ty::I64);
+                    self.vars.insert(var, here);
+                    let address = self.address(place);
+                    let one = self.w.extract(raw, l, ty);
+                    self.w.store(one, address, Ty::scalar(ty.elem), &tag);
+                }
+                self.vars.insert(var, first);
+                continue;
+            };
+            let at = self.w.element_at(address, lane(n * lanes), ty.elem);
+            if valid == lanes {
+                self.w.store(raw, at, ty, &tag);
+                continue;
+            }
+            let mask = self.w.mask(lanes, 0, valid);
+            if self.vectors.masks || matches!(place.memory, Memory::Arg(_)) {
+                self.w.masked_store(raw, at, mask, ty);
+            } else {
+                // Scratch belongs to this worker alone: writing back what was there is the cheaper mask.
+                let old = self.w.load(at, ty, "");
+                let mixed = self.w.select(mask, raw, old, ty);
+                self.w.store(mixed, at, ty, "");
+            }
+        }
+    }
+
+    /// Writes one number, outside lanes.
+    pub(super) fn store_scalar(&mut self, place: &Place, value: Val) {
+        let dtype = self.dtype(place.memory);
+        let tag = self.tag(place.memory);
+        let raw = self.from_f32(value, dtype, 0);
+        let address = self.address(place);
+        self.w.store(raw, address, Ty::scalar(element(dtype)), &tag);
+    }
+
+    fn to_f32(&mut self, raw: Val, dtype: DType, lanes: usize) -> Val {
+        let (floats, ints) = (Ty::f32s(lanes), Ty { elem: Elem::I32, lanes });
+        let w = &mut self.w;
+        match dtype {
+            DType::F32 => raw,
+            DType::BF16 => {
+                let wide = w.cast("zext", raw, ints.with(Elem::I16), ints);
+                let sixteen = w.int(ints, 16);
+                let bits = w.op("shl", wide, sixteen, ints);
+                w.cast("bitcast", bits, ints, floats)
+            }
+            DType::F16 if self.vectors.f16 => w.cast("fpext", raw, ints.with(Elem::F16), floats),
+            DType::F16 => {
+                let half = w.cast("bitcast", raw, ints.with(Elem::F16), ints.with(Elem::I16));
+                let wide = w.cast("zext", half, ints.with(Elem::I16), ints);
+                let magnitude_bits = w.int(ints, 0x7fff);
+                let magnitude = w.op("and", wide, magnitude_bits, ints);
+                // Normal numbers: the exponent moves by 112; infinity and NaN: to the top; the rest count 2⁻²⁴.
+                let thirteen = w.int(ints, 13);
+                let shifted = w.op("shl", magnitude, thirteen, ints);
+                let bias = w.int(ints, 112 << 23);
+                let normal = w.op("add", shifted, bias, ints);
+                let top_bits = w.int(ints, 0x7f80_0000);
+                let top = w.op("or", shifted, top_bits, ints);
+                let infinite = w.int(ints, 0x7bff);
+                let beyond = w.icmp("sgt", magnitude, infinite, ints);
+                let bits = w.select(beyond, top, normal, ints);
+                let large = w.cast("bitcast", bits, ints, floats);
+                let count = w.cast("sitofp", magnitude, ints, floats);
+                let unit = w.f32(f32::from_bits((127 - 24) << 23), lanes);
+                let small = w.op("fmul", count, unit, floats);
+                let least = w.int(ints, 0x400);
+                let below = w.icmp("slt", magnitude, least, ints);
+                let value = w.select(below, small, large, floats);
+                let sign_bit = w.int(ints, 0x8000);
+                let sign = w.op("and", wide, sign_bit, ints);
+                let sixteen = w.int(ints, 16);
+                let sign = w.op("shl", sign, sixteen, ints);
+                let bits = w.cast("bitcast", value, floats, ints);
+                let bits = w.op("or", bits, sign, ints);
+                w.cast("bitcast", bits, ints, floats)
+            }
+        }
+    }
+
+    /// Rounds to nearest, ties to even.
+    fn from_f32(&mut self, value: Val, dtype: DType, lanes: usize) -> Val {
+        let (floats, ints) = (Ty::f32s(lanes), Ty { elem: Elem::I32, lanes });
+        let w = &mut self.w;
+        match dtype {
+            DType::F32 => value,
+            DType::BF16 => {
+                let bits = w.cast("bitcast", value, floats, ints);
+                let (sixteen, one, half) = (w.int(ints, 16), w.int(ints, 1), w.int(ints, 0x7fff));
+                let odd = w.op("lshr", bits, sixteen, ints);
+                let odd = w.op("and", odd, one, ints);
+                let up = w.op("add", bits, half, ints);
+                let up = w.op("add", up, odd, ints);
+                // A NaN must not round to infinity.
+                let quiet = w.int(ints, 0x40_0000);
+                let quiet = w.op("or", bits, quiet, ints);
+                let nan = w.fcmp("uno", value, value, floats);
+                let rounded = w.select(nan, quiet, up, ints);
+                let high = w.op("lshr", rounded, sixteen, ints);
+                w.cast("trunc", high, ints, ints.with(Elem::I16))
+            }
+            DType::F16 if self.vectors.f16 => w.cast("fptrunc", value, floats, floats.with(Elem::F16)),
+            DType::F16 => {
+                let bits = w.cast("bitcast", value, floats, ints);
+                let magnitude_bits = w.int(ints, 0x7fff_ffff);
+                let magnitude = w.op("and", bits, magnitude_bits, ints);
+                let (thirteen, one, half) = (w.int(ints, 13), w.int(ints, 1), w.int(ints, 0xfff));
+                let odd = w.op("lshr", magnitude, thirteen, ints);
+                let odd = w.op("and", odd, one, ints);
+                let up = w.op("add", magnitude, half, ints);
+                let up = w.op("add", up, odd, ints);
+                let bias = w.int(ints, 112 << 23);
+                let up = w.op("sub", up, bias, ints);
+                let normal = w.op("lshr", up, thirteen, ints);
+                // Below 2⁻¹⁴ adding ½ leaves multiples of 2⁻²⁴ in the low bits.
+                let float = w.cast("bitcast", magnitude, ints, floats);
+                let point_five = w.f32(0.5, lanes);
+                let sum = w.op("fadd", float, point_five, floats);
+                let sum = w.cast("bitcast", sum, floats, ints);
+                let point_five_bits = w.int(ints, i64::from(0.5f32.to_bits()));
+                let small = w.op("sub", sum, point_five_bits, ints);
+                let least = w.int(ints, (127 - 14) << 23);
+                let below = w.icmp("slt", magnitude, least, ints);
+                let value = w.select(below, small, normal, ints);
+                // 65520 and above round to infinity.
+                let (most, infinity) = (w.int(ints, 0x477f_efff), w.int(ints, 0x7c00));
+                let beyond = w.icmp("sgt", magnitude, most, ints);
+                let value = w.select(beyond, infinity, value, ints);
+                let (endless, nan) = (w.int(ints, 0x7f80_0000), w.int(ints, 0x7e00));
+                let wrong = w.icmp("sgt", magnitude, endless, ints);
+                let value = w.select(wrong, nan, value, ints);
+                let (sixteen, sign_bit) = (w.int(ints, 16), w.int(ints, 0x8000));
+                let sign = w.op("lshr", bits, sixteen, ints);
+                let sign = w.op("and", sign, sign_bit, ints);
+                let half = w.op("or", value, sign, ints);
+                let half = w.cast("trunc", half, ints, ints.with(Elem::I16));
+                w.cast("bitcast", half, ints.with(Elem::I16), ints.with(Elem::F16))
+            }
+        }
+    }
+}
+
+fn lane(n: usize) -> i64 {
+    i64::try_from(n).expect("a lane")
+}

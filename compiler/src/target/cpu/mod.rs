@@ -1,0 +1,9 @@
+//! Processors: x86-64 at three levels of vector instructions.
+
+pub mod caps;
+pub mod emit;
+pub mod jit;
+
+pub use caps::{CpuTarget, LEVELS, Level};
+pub use emit::{Compiled, Want, compile_kernels};
+pub use jit::Loaded;

@@ -1,0 +1,3 @@
+//! What machine code is made for, and how.
+
+pub mod cpu;

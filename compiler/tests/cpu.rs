@@ -1,0 +1,10 @@
+//! Compiled kernels on this machine's processor, at every level it has, against the interpreter of the tile program.
+
+#[path = "cpu/functions.rs"]
+mod functions;
+#[path = "cpu/native.rs"]
+mod native;
+#[path = "cpu/products.rs"]
+mod products;
+#[path = "cpu/statements.rs"]
+mod statements;
