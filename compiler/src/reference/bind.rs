@@ -43,7 +43,8 @@ pub(super) struct Call<'c> {
     pub batch: usize,
     pub tokens: usize,
     pub heads: usize,
-    pub sequences: Vec<Sequence>,
+    pub n_sequences: usize,
+    offsets: Option<&'c [usize]>,
     pub tensors: Vec<Bound<'c>>,
     pub inits: Vec<Option<&'c [f64]>>,
     pub grad_outputs: Vec<Option<&'c [f64]>>,
@@ -51,6 +52,14 @@ pub(super) struct Call<'c> {
 }
 
 impl Call<'_> {
+    /// A sequence by its number, which is also the row of its states.
+    pub fn sequence(&self, number: usize) -> Sequence {
+        match self.offsets {
+            None => Sequence { batch: number, tokens: 0..self.tokens },
+            Some(offsets) => Sequence { batch: 0, tokens: offsets[number]..offsets[number + 1] },
+        }
+    }
+
     /// The row of an output, each one token of one head.
     pub fn row(&self, batch: usize, token: usize, head: usize) -> usize {
         (batch * self.tokens + token) * self.heads + head
@@ -63,7 +72,7 @@ impl Call<'_> {
 
     /// `[B, H, axes…]`, or `[N, H, axes…]` for packed sequences.
     pub fn state_shape(&self, instance: &Instance, axes: &[AxisId]) -> Vec<usize> {
-        [vec![self.sequences.len(), self.heads], sizes_of(instance, axes)].concat()
+        [vec![self.n_sequences, self.heads], sizes_of(instance, axes)].concat()
     }
 }
 
@@ -71,7 +80,7 @@ impl Call<'_> {
 pub(super) fn bind<'c>(
     instance: &Instance,
     tensors: &'c Bundle,
-    offsets: Option<&[usize]>,
+    offsets: Option<&'c [usize]>,
     backward: bool,
 ) -> Result<Call<'c>, ReferenceError> {
     let program = instance.program;
@@ -108,9 +117,9 @@ pub(super) fn bind<'c>(
     let Some((batch, tokens)) = extents else {
         return Err(ReferenceError::NoInput { program: program.name.clone() });
     };
-    let sequences = match offsets {
-        None => (0..batch).map(|batch| Sequence { batch, tokens: 0..tokens }).collect(),
-        Some(offsets) => unpack(offsets, batch, tokens)?,
+    let n_sequences = match offsets {
+        None => batch,
+        Some(offsets) => count_packed(offsets, batch, tokens)?,
     };
     for state in &program.states {
         if let Some(init) = tensors.get(&format!("init.{}", state.name)) {
@@ -130,7 +139,8 @@ pub(super) fn bind<'c>(
         batch,
         tokens,
         heads,
-        sequences,
+        n_sequences,
+        offsets,
         tensors: bound,
         inits: Vec::new(),
         grad_outputs: Vec::new(),
@@ -149,15 +159,16 @@ pub(super) fn bind<'c>(
             Ok(Some(found.data.as_slice()))
         }
     };
+    refuse_too_large("sequences and heads", &[n_sequences, heads])?;
     let state_leading = if offsets.is_some() { ["N", "H"] } else { ["B", "H"] };
     let output_leading = ["B", "T", "H"];
     for state in &program.states {
         let shape = call.state_shape(instance, &state.axes);
-        refuse_too_large(&format!("final.{}", state.name), &shape)?;
+        refuse_too_large(&format!("elements of `final.{}`", state.name), &shape)?;
         call.inits.push(given(format!("init.{}", state.name), shape, &state_leading, &state.axes)?);
     }
     for output in &program.outputs {
-        refuse_too_large(&format!("out.{}", output.name), &call.output_shape(instance, &output.axes))?;
+        refuse_too_large(&format!("elements of `out.{}`", output.name), &call.output_shape(instance, &output.axes))?;
     }
     if backward {
         for state in &program.states {
@@ -188,7 +199,7 @@ fn refuse_unknown_names(instance: &Instance, tensors: &Bundle) -> Result<(), Ref
     Ok(())
 }
 
-fn unpack(offsets: &[usize], batch: usize, tokens: usize) -> Result<Vec<Sequence>, ReferenceError> {
+fn count_packed(offsets: &[usize], batch: usize, tokens: usize) -> Result<usize, ReferenceError> {
     let wrong = |reason: String| Err(ReferenceError::Offsets { reason });
     if batch != 1 {
         return wrong(format!("packed sequences stand in a batch of 1, and this batch is {batch}"));
@@ -202,7 +213,7 @@ fn unpack(offsets: &[usize], batch: usize, tokens: usize) -> Result<Vec<Sequence
     if offsets.last() != Some(&tokens) {
         return wrong(format!("they end with the number of tokens, {tokens}"));
     }
-    Ok(offsets.windows(2).map(|pair| Sequence { batch: 0, tokens: pair[0]..pair[1] }).collect())
+    Ok(offsets.len() - 1)
 }
 
 fn sizes_of(instance: &Instance, axes: &[AxisId]) -> Vec<usize> {
@@ -211,9 +222,9 @@ fn sizes_of(instance: &Instance, axes: &[AxisId]) -> Vec<usize> {
 
 /// `[B, T, H, K=32]`
 fn describe(instance: &Instance, leading: &[&str], axes: &[AxisId]) -> String {
-    let named = axes.iter().map(|axis| {
-        format!("{}={}", instance.program.axes[axis.index()].name, instance.sizes[axis.index()])
-    });
+    let named = axes
+        .iter()
+        .map(|axis| format!("{}={}", instance.program.axes[axis.index()].name, instance.sizes[axis.index()]));
     let all: Vec<String> = leading.iter().map(|name| name.to_string()).chain(named).collect();
     format!("[{}]", all.join(", "))
 }
@@ -229,11 +240,11 @@ fn check_elements(name: &str, tensor: &Tensor) -> Result<(), ReferenceError> {
     Err(ReferenceError::Elements { name: name.to_string(), shape: tensor.shape.clone(), found: tensor.data.len() })
 }
 
-fn refuse_too_large(name: &str, shape: &[usize]) -> Result<(), ReferenceError> {
+fn refuse_too_large(what: &str, shape: &[usize]) -> Result<(), ReferenceError> {
     match elements(shape) {
         Some(elements) if elements <= MAX_ELEMENTS => Ok(()),
         Some(_) | None => {
-            Err(ReferenceError::TooLarge { what: format!("`{name}` of shape {shape:?}"), limit: MAX_ELEMENTS })
+            Err(ReferenceError::TooLarge { what: format!("the number of {what}, {shape:?},"), limit: MAX_ELEMENTS })
         }
     }
 }

@@ -56,11 +56,11 @@ pub enum ReferenceError {
         /// What is wrong with them.
         reason: String,
     },
-    /// More numbers than the reference is willing to hold.
+    /// More than the reference is willing to hold.
     TooLarge {
-        /// What is too large.
+        /// The number that is too large, in words.
         what: String,
-        /// The most it may hold.
+        /// The largest it may be.
         limit: usize,
     },
 }
@@ -88,9 +88,11 @@ impl fmt::Display for ReferenceError {
             ReferenceError::NoInput { program } => {
                 write!(out, "`{program}` has no input, so nothing says how many tokens there are")
             }
-            ReferenceError::Offsets { reason } => write!(out, "the offsets of the packed sequences are wrong: {reason}"),
+            ReferenceError::Offsets { reason } => {
+                write!(out, "the offsets of the packed sequences are wrong: {reason}")
+            }
             ReferenceError::TooLarge { what, limit } => {
-                write!(out, "{what} is too large for the reference, which holds at most {limit} numbers of it")
+                write!(out, "{what} is too large for the reference, whose limit is {limit}")
             }
         }
     }

@@ -20,8 +20,20 @@ pub(super) fn unary(function: Unary, x: f64) -> f64 {
         Unary::Softplus => softplus(x),
         Unary::Silu => x * sigmoid(x),
         Unary::Tanh => x.tanh(),
-        Unary::Elu => if x > 0.0 { x } else { x.exp_m1() },
-        Unary::Relu => if x <= 0.0 { 0.0 } else { x },
+        Unary::Elu => {
+            if x > 0.0 {
+                x
+            } else {
+                x.exp_m1()
+            }
+        }
+        Unary::Relu => {
+            if x <= 0.0 {
+                0.0
+            } else {
+                x
+            }
+        }
         Unary::Gelu => x * normal_distribution(x),
         Unary::Sin => x.sin(),
         Unary::Cos => x.cos(),
@@ -44,8 +56,20 @@ pub(super) fn unary_slope(function: Unary, x: f64, y: f64) -> f64 {
         Unary::Softplus => sigmoid(x),
         Unary::Silu => sigmoid(x) * (1.0 + x * sigmoid(-x)),
         Unary::Tanh => (1.0 / x.cosh()).powi(2),
-        Unary::Elu => if x > 0.0 { 1.0 } else { x.exp() },
-        Unary::Relu => if x > 0.0 { 1.0 } else { 0.0 },
+        Unary::Elu => {
+            if x > 0.0 {
+                1.0
+            } else {
+                x.exp()
+            }
+        }
+        Unary::Relu => {
+            if x > 0.0 {
+                1.0
+            } else {
+                0.0
+            }
+        }
         Unary::Gelu => normal_distribution(x) + x * (-0.5 * x * x).exp() / (2.0 * PI).sqrt(),
         Unary::Sin => x.cos(),
         Unary::Cos => -x.sin(),
@@ -61,8 +85,20 @@ pub(super) fn binary(function: Binary, a: f64, b: f64) -> f64 {
         Binary::Mul => a * b,
         Binary::Div => a / b,
         Binary::Pow => a.powf(b),
-        Binary::Min => if a < b || a.is_nan() { a } else { b },
-        Binary::Max => if a > b || a.is_nan() { a } else { b },
+        Binary::Min => {
+            if a < b || a.is_nan() {
+                a
+            } else {
+                b
+            }
+        }
+        Binary::Max => {
+            if a > b || a.is_nan() {
+                a
+            } else {
+                b
+            }
+        }
     }
 }
 
@@ -74,10 +110,7 @@ pub(super) fn binary_slopes(function: Binary, a: f64, b: f64, y: f64) -> (f64, f
         Binary::Mul => (b, a),
         Binary::Div => (1.0 / b, -y / b),
         // a⁰ is the constant 1 and 0ᵇ the constant 0: the general formulas would give 0 · ∞ there.
-        Binary::Pow => (
-            if b == 0.0 { 0.0 } else { b * a.powf(b - 1.0) },
-            if a == 0.0 { 0.0 } else { y * a.ln() },
-        ),
+        Binary::Pow => (if b == 0.0 { 0.0 } else { b * a.powf(b - 1.0) }, if a == 0.0 { 0.0 } else { y * a.ln() }),
         Binary::Min => share(a < b, b < a),
         Binary::Max => share(a > b, b > a),
     }

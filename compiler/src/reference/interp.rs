@@ -7,12 +7,14 @@
 //! of every token kept, and then walked backwards operation by operation.
 
 use chunkwise_dsl::instance::Instance;
-use chunkwise_dsl::program::{Reduce, TensorKind};
+use chunkwise_dsl::program::{Binary, Reduce, TensorKind};
 
 use super::bind::{Call, Sequence, bind};
 use super::error::ReferenceError;
 use super::functions::{binary, binary_slopes, unary, unary_slope};
-use super::plan::{Compute, Operation, Plan, plan};
+use super::nest::{Nest, Row};
+use super::plan::{Compute, Operation, Plan, Slots, plan};
+use super::rows::{Line, LineMut, add_product, assign};
 use crate::tensor::{Bundle, Tensor};
 
 /// Added under the root of `l2norm`, as in the language's definition.
@@ -51,10 +53,9 @@ fn interpret(
     let plan = plan(instance)?;
     let call = bind(instance, tensors, offsets, backward)?;
     let mut machine = Machine { plan: &plan, call: &call, results: Results::zeros(instance, &call, backward) };
-    for (number, sequence) in call.sequences.iter().enumerate() {
-        for head in 0..call.heads {
-            machine.head(number, sequence, head, backward);
-        }
+    for row in 0..call.n_sequences * call.heads {
+        let (number, head) = (row / call.heads, row % call.heads);
+        machine.head(number, &call.sequence(number), head, backward);
     }
     Ok(machine.results.into_bundle(instance, backward))
 }
@@ -75,7 +76,11 @@ impl Results {
         Results {
             outputs: outputs.map(|output| Tensor::zeros(&call.output_shape(instance, &output.axes))).collect(),
             finals: states().collect(),
-            grads: if backward { call.tensors.iter().map(|bound| Tensor::zeros(bound.shape)).collect() } else { vec![] },
+            grads: if backward {
+                call.tensors.iter().map(|bound| Tensor::zeros(bound.shape)).collect()
+            } else {
+                vec![]
+            },
             init_grads: if backward { states().collect() } else { vec![] },
         }
     }
@@ -232,7 +237,7 @@ impl Machine<'_> {
 
 impl Plan {
     /// The values of several runs of slots, one after another.
-    fn gather(&self, slots: &[f64], runs: &[super::plan::Slots]) -> Vec<f64> {
+    fn gather(&self, slots: &[f64], runs: &[Slots]) -> Vec<f64> {
         runs.iter().flat_map(|run| &slots[run.range()]).copied().collect()
     }
 }
@@ -249,22 +254,34 @@ fn add(into: &mut [f64], from: &[f64]) {
     }
 }
 
-/// Runs the operations in order.
+/// Runs the operations in order. A result lies behind its operands, so the slots can be split between them.
 fn evaluate(operations: &[Operation], slots: &mut [f64]) {
-    use chunkwise_dsl::program::Binary::{Add, Div, Max, Min, Mul, Pow, Sub};
     for operation in operations {
+        let first = operation.result.start;
         match &operation.compute {
             Compute::Copy(nest) => nest.each(|[y, x, _]| slots[y] = slots[x]),
             Compute::Map(function, nest) => nest.each(|[y, x, _]| slots[y] = unary(*function, slots[x])),
-            Compute::Zip(function, nest) => match function {
-                Add => nest.each(|[y, a, b]| slots[y] = slots[a] + slots[b]),
-                Sub => nest.each(|[y, a, b]| slots[y] = slots[a] - slots[b]),
-                Mul => nest.each(|[y, a, b]| slots[y] = slots[a] * slots[b]),
-                Div | Pow | Min | Max => nest.each(|[y, a, b]| slots[y] = binary(*function, slots[a], slots[b])),
-            },
+            Compute::Zip(function, nest) => nest.rows(|row| {
+                let (operands, results) = slots.split_at_mut(first);
+                let y = LineMut { data: results, first: row.firsts[0] - first, stride: row.strides[0] };
+                let [a, b] = [1, 2].map(|i| Line { data: operands, first: row.firsts[i], stride: row.strides[i] });
+                match function {
+                    Binary::Add => assign(y, a, b, row.count, |a, b| a + b),
+                    Binary::Sub => assign(y, a, b, row.count, |a, b| a - b),
+                    Binary::Mul => assign(y, a, b, row.count, |a, b| a * b),
+                    Binary::Div | Binary::Pow | Binary::Min | Binary::Max => {
+                        assign(y, a, b, row.count, |a, b| binary(*function, a, b));
+                    }
+                }
+            }),
             Compute::Contract(nest) => {
                 slots[operation.result.range()].fill(0.0);
-                nest.each(|[y, a, b]| slots[y] += slots[a] * slots[b]);
+                nest.rows(|row| {
+                    let (operands, results) = slots.split_at_mut(first);
+                    let y = LineMut { data: results, first: row.firsts[0] - first, stride: row.strides[0] };
+                    let [a, b] = [1, 2].map(|i| Line { data: operands, first: row.firsts[i], stride: row.strides[i] });
+                    add_product(y, a, b, row.count);
+                });
             }
             Compute::Reduce { function, fibres, count, strides } => {
                 fibres.each(|[y, x, _]| reduce(*function, slots, Fibre { y, x, count: *count, strides: *strides }));
@@ -275,18 +292,44 @@ fn evaluate(operations: &[Operation], slots: &mut [f64]) {
 
 /// Adds to the adjoints of the operands what the adjoint of the result sends them.
 fn pull_back(operation: &Operation, slots: &[f64], adj: &mut [f64]) {
-    use chunkwise_dsl::program::Binary::{Add, Div, Max, Min, Mul, Pow, Sub};
     let [to_lhs, to_rhs] = operation.differentiate;
     if !to_lhs && !to_rhs {
         return;
     }
+    let first = operation.result.start;
+    // Adds the result's adjoint times a number to one operand's, and times the other operand.
+    let scaled = |nest: &Nest, adj: &mut [f64], to: usize, factor: f64| {
+        nest.rows(|row| send(row, first, adj, to, Line { data: &[factor], first: 0, stride: 0 }));
+    };
+    let multiplied = |nest: &Nest, adj: &mut [f64], to: usize| {
+        let other = 3 - to;
+        nest.rows(|row| {
+            send(row, first, adj, to, Line { data: slots, first: row.firsts[other], stride: row.strides[other] });
+        });
+    };
     match &operation.compute {
-        Compute::Copy(nest) => nest.each(|[y, x, _]| adj[x] += adj[y]),
+        Compute::Copy(nest) => scaled(nest, adj, 1, 1.0),
         Compute::Map(function, nest) => {
             nest.each(|[y, x, _]| adj[x] += adj[y] * unary_slope(*function, slots[x], slots[y]));
         }
         Compute::Zip(function, nest) => match function {
-            Add | Sub | Div | Pow | Min | Max => nest.each(|[y, a, b]| {
+            Binary::Add | Binary::Sub => {
+                if to_lhs {
+                    scaled(nest, adj, 1, 1.0);
+                }
+                if to_rhs {
+                    scaled(nest, adj, 2, if *function == Binary::Add { 1.0 } else { -1.0 });
+                }
+            }
+            Binary::Mul => {
+                if to_lhs {
+                    multiplied(nest, adj, 1);
+                }
+                if to_rhs {
+                    multiplied(nest, adj, 2);
+                }
+            }
+            Binary::Div | Binary::Pow | Binary::Min | Binary::Max => nest.each(|[y, a, b]| {
                 let (slope_a, slope_b) = binary_slopes(*function, slots[a], slots[b], slots[y]);
                 if to_lhs {
                     adj[a] += adj[y] * slope_a;
@@ -295,9 +338,15 @@ fn pull_back(operation: &Operation, slots: &[f64], adj: &mut [f64]) {
                     adj[b] += adj[y] * slope_b;
                 }
             }),
-            Mul => pull_back_products(nest, slots, adj, to_lhs, to_rhs),
         },
-        Compute::Contract(nest) => pull_back_products(nest, slots, adj, to_lhs, to_rhs),
+        Compute::Contract(nest) => {
+            if to_lhs {
+                multiplied(nest, adj, 1);
+            }
+            if to_rhs {
+                multiplied(nest, adj, 2);
+            }
+        }
         Compute::Reduce { function, fibres, count, strides } => {
             fibres.each(|[y, x, _]| {
                 pull_back_fibre(*function, slots, adj, Fibre { y, x, count: *count, strides: *strides });
@@ -306,13 +355,12 @@ fn pull_back(operation: &Operation, slots: &[f64], adj: &mut [f64]) {
     }
 }
 
-fn pull_back_products(nest: &super::nest::Nest, slots: &[f64], adj: &mut [f64], to_lhs: bool, to_rhs: bool) {
-    if to_lhs {
-        nest.each(|[y, a, b]| adj[a] += adj[y] * slots[b]);
-    }
-    if to_rhs {
-        nest.each(|[y, a, b]| adj[b] += adj[y] * slots[a]);
-    }
+/// One row: adds the result's adjoint, times `factor`, to the adjoint of operand `to`, which lies before it.
+fn send(row: Row, result: usize, adj: &mut [f64], to: usize, factor: Line) {
+    let (operands, results) = adj.split_at_mut(result);
+    let from = Line { data: results, first: row.firsts[0] - result, stride: row.strides[0] };
+    let into = LineMut { data: operands, first: row.firsts[to], stride: row.strides[to] };
+    add_product(into, from, factor, row.count);
 }
 
 /// One line of elements along the axis of a reduction.

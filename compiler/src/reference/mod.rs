@@ -20,6 +20,7 @@ mod nest;
 pub mod numpy;
 mod plan;
 mod python;
+mod rows;
 
 pub use error::ReferenceError;
 pub use interp::{run, run_backward, run_packed, run_packed_backward};

@@ -67,18 +67,34 @@ impl Nest {
     /// Visits the slots of result and operands at every point.
     #[inline]
     pub fn each(&self, mut visit: impl FnMut([usize; 3])) {
+        self.rows(|row| {
+            for i in 0..row.count {
+                visit([0, 1, 2].map(|operand| row.firsts[operand] + i * row.strides[operand]));
+            }
+        });
+    }
+
+    /// Visits the innermost loops.
+    pub fn rows(&self, mut visit: impl FnMut(Row)) {
         walk(&self.loops, self.starts, &mut visit);
     }
 }
 
-fn walk(loops: &[Loop], mut at: [usize; 3], visit: &mut impl FnMut([usize; 3])) {
+/// One innermost loop.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Row {
+    /// The first slots of result and operands.
+    pub firsts: [usize; 3],
+    /// How far each moves.
+    pub strides: [usize; 3],
+    /// How often.
+    pub count: usize,
+}
+
+fn walk(loops: &[Loop], mut at: [usize; 3], visit: &mut impl FnMut(Row)) {
     match loops {
-        [] => visit(at),
-        [inner] => {
-            for i in 0..inner.count {
-                visit([0, 1, 2].map(|operand| at[operand] + i * inner.strides[operand]));
-            }
-        }
+        [] => visit(Row { firsts: at, strides: [0; 3], count: 1 }),
+        [inner] => visit(Row { firsts: at, strides: inner.strides, count: inner.count }),
         [outer, rest @ ..] => {
             for _ in 0..outer.count {
                 walk(rest, at, visit);

@@ -41,7 +41,8 @@ pub fn print(program: &Program) -> String {
         let entries: Vec<String> = pairs.iter().map(|(key, value)| format!("\"{key}\": {value}")).collect();
         format!("{{{}}}", entries.join(", "))
     };
-    let outputs = program.outputs.iter().zip(&names.outputs).map(|(output, name)| (output.name.as_str(), name.as_str()));
+    let outputs =
+        program.outputs.iter().zip(&names.outputs).map(|(output, name)| (output.name.as_str(), name.as_str()));
     let states = program.states.iter().zip(&names.states).map(|(state, name)| (state.name.as_str(), name.as_str()));
     body.push(format!("return {}, {}", dictionary(outputs.collect()), dictionary(states.collect())));
 
@@ -123,7 +124,8 @@ fn needed_sizes(program: &Program) -> Vec<(AxisId, Size)> {
             | ExprKind::StopGradient(_) => None,
         })
     };
-    let twins: Vec<AxisId> = needed.iter().filter(|&&axis| extent(axis).is_none()).filter_map(|&a| renamed(a)).collect();
+    let twins: Vec<AxisId> =
+        needed.iter().filter(|&&axis| extent(axis).is_none()).filter_map(|&a| renamed(a)).collect();
     needed.extend(twins);
     let mut sizes: Vec<(AxisId, Size)> = needed
         .into_iter()
@@ -279,7 +281,7 @@ fn block(writer: &mut Writer, statements: &[Stmt], depth: usize, body: &mut Vec<
         match stmt {
             Stmt::Let { local, value, .. } => {
                 let axes = &program.locals[local.index()].axes;
-                let value = expression(writer, *value, axes).aligned(axes, writer);
+                let value = expression(writer, *value, &[]).aligned(axes, writer);
                 body.push(format!("{indent}{} = {}", names.locals[local.index()], value.code));
                 writer.locals[local.index()] = value.kind;
             }
@@ -296,7 +298,9 @@ fn block(writer: &mut Writer, statements: &[Stmt], depth: usize, body: &mut Vec<
             }
             Stmt::Output { output, value, .. } => {
                 let axes = &program.outputs[output.index()].axes;
-                let value = expression(writer, *value, axes).aligned(axes, writer).code;
+                // An output of one axis says nothing about the order of the matrices that it was read from.
+                let preferred = if axes.len() > 1 { axes.as_slice() } else { &[] };
+                let value = expression(writer, *value, preferred).aligned(axes, writer).code;
                 body.push(format!("{indent}{}[:, {}] = {value}", names.outputs[output.index()], names.token));
             }
             Stmt::For { var, body: inner, .. } => {

@@ -10,8 +10,8 @@ use chunkwise_dsl::program::{AxisId, Binary, ExprId, ExprKind, Index, Program, R
 use super::error::ReferenceError;
 use super::nest::{Nest, View};
 
-/// The most numbers that one token of one head may need.
-pub(super) const MAX_SLOTS: usize = 1 << 28;
+/// The most numbers that one token of one head may need: three times half a gigabyte, on the way back.
+const MAX_SLOTS: usize = 1 << 26;
 /// The most operations of one token, loops unrolled.
 const MAX_OPERATIONS: usize = 1 << 22;
 
@@ -326,7 +326,8 @@ impl Planner<'_> {
     }
 
     fn too_large(&self, what: &str, limit: usize) -> ReferenceError {
-        ReferenceError::TooLarge { what: format!("one token of `{}`, counted in {what},", self.program.name), limit }
+        let what = format!("the number of {what} of one token of `{}`, loops unrolled,", self.program.name);
+        ReferenceError::TooLarge { what, limit }
     }
 }
 

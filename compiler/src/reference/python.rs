@@ -126,11 +126,28 @@ pub(super) struct Text {
     /// The named axes, in the order of the array's last dimensions.
     pub axes: Vec<AxisId>,
     pub kind: Kind,
+    /// If this is an indexed array: the array and what stands for each of its axes.
+    indexed: Option<(String, Vec<String>)>,
 }
 
 impl Text {
     fn at_least(&self, strength: Strength) -> String {
         if self.strength < strength { format!("({})", self.code) } else { self.code.clone() }
+    }
+
+    /// The array and its index, `:` for every axis if it has none yet.
+    fn places(&self) -> (String, Vec<String>) {
+        let whole = || (self.at_least(Strength::Atom), vec![":".to_string(); self.axes.len()]);
+        self.indexed.clone().unwrap_or_else(whole)
+    }
+
+    /// `array[..., places]` with these axes left; whole axes right after the ellipsis are covered by it.
+    fn index(array: String, places: Vec<String>, axes: Vec<AxisId>, kind: Kind) -> Text {
+        let first = places.iter().position(|place| place != ":").unwrap_or(places.len());
+        let mut index = vec!["..."];
+        index.extend(places[first..].iter().map(String::as_str));
+        let code = format!("{array}[{}]", index.join(", "));
+        Text { code, strength: Strength::Atom, axes, kind, indexed: Some((array, places)) }
     }
 
     /// The same value with these axes in this order, those it lacks having extent 1.
@@ -148,24 +165,33 @@ impl Text {
                 self.code
             );
             self.strength = Strength::Atom;
+            self.indexed = None;
+            self.axes = order;
         }
-        if order.len() < axes.len() {
-            let places: Vec<&str> =
-                axes.iter().map(|axis| if order.contains(axis) { ":" } else { "None" }).collect();
-            self.code = format!("{}[{}]", self.at_least(Strength::Atom), after_ellipsis(&places));
-            self.strength = Strength::Atom;
+        if self.axes.len() == axes.len() {
+            return self;
         }
-        self.axes = order;
-        self
+        // A `None` for each axis it lacks, between the places of those it has.
+        let (array, old) = self.places();
+        let mut old = old.into_iter();
+        let mut places = Vec::new();
+        for axis in axes {
+            if self.axes.contains(axis) {
+                // Positions picked before this axis keep their place in front of it.
+                for place in old.by_ref() {
+                    let is_axis = place == ":";
+                    places.push(place);
+                    if is_axis {
+                        break;
+                    }
+                }
+            } else {
+                places.push("None".to_string());
+            }
+        }
+        places.extend(old);
+        Text::index(array, places, self.axes, self.kind)
     }
-}
-
-/// An index of the last dimensions; whole dimensions right after the ellipsis are covered by it.
-fn after_ellipsis(places: &[&str]) -> String {
-    let first = places.iter().position(|&place| place != ":").unwrap_or(places.len());
-    let mut index = vec!["..."];
-    index.extend(&places[first..]);
-    index.join(", ")
 }
 
 /// Writes expressions of one program.
@@ -188,7 +214,13 @@ impl<'p> Writer<'p> {
             let free = letters.filter(char::is_ascii_lowercase).find(|letter| !initials.contains(&Some(*letter)));
             initials.push(free);
         }
-        Writer { program, names, helpers: BTreeSet::new(), locals: vec![Kind::Sequence; program.locals.len()], initials }
+        Writer {
+            program,
+            names,
+            helpers: BTreeSet::new(),
+            locals: vec![Kind::Sequence; program.locals.len()],
+            initials,
+        }
     }
 
     /// A letter for each of these axes.
@@ -210,10 +242,13 @@ impl<'p> Writer<'p> {
         axes.iter().flat_map(|axis| letters.iter().find(|(known, _)| known == axis)).map(|(_, letter)| letter).collect()
     }
 
-    /// Every axis of either, the preferred ones first, then as declared in the program.
+    /// Every axis of either. If one side has them all, in its order, else the preferred ones first, then as declared.
     fn union(&self, lhs: &[AxisId], rhs: &[AxisId], preferred: &[AxisId]) -> Vec<AxisId> {
-        if lhs == rhs || rhs.is_empty() {
+        if rhs.iter().all(|axis| lhs.contains(axis)) {
             return lhs.to_vec();
+        }
+        if lhs.iter().all(|axis| rhs.contains(axis)) {
+            return rhs.to_vec();
         }
         let mut axes: Vec<AxisId> = lhs.iter().chain(rhs).copied().collect();
         self.sort(&mut axes, preferred);
@@ -228,8 +263,12 @@ impl<'p> Writer<'p> {
     /// One expression from the texts of its operands.
     pub fn node(&mut self, id: ExprId, preferred: &[AxisId], operand: impl Fn(ExprId) -> Text) -> Text {
         let expr = self.program.expr(id);
-        let atom = |code: &str, axes: &[AxisId], kind| {
-            Text { code: code.to_string(), strength: Strength::Atom, axes: axes.to_vec(), kind }
+        let atom = |code: &str, axes: &[AxisId], kind| Text {
+            code: code.to_string(),
+            strength: Strength::Atom,
+            axes: axes.to_vec(),
+            kind,
+            indexed: None,
         };
         let names = self.names;
         match &expr.kind {
@@ -260,11 +299,13 @@ impl<'p> Writer<'p> {
                     Index::Loop(var) => names.loop_vars[var.index()].clone(),
                     Index::Literal(position) => position.to_string(),
                 };
-                let places: Vec<&str> =
-                    value.axes.iter().map(|own| if own == axis { at.as_str() } else { ":" }).collect();
-                let code = format!("{}[{}]", value.at_least(Strength::Atom), after_ellipsis(&places));
-                let axes: Vec<AxisId> = value.axes.iter().copied().filter(|own| own != axis).collect();
-                atom(&code, &axes, value.kind)
+                let (array, mut places) = value.places();
+                let position = value.axes.iter().position(|own| own == axis);
+                let position = position.expect("an index is along an axis of what is indexed");
+                let mut whole = places.iter_mut().filter(|place| *place == ":");
+                *whole.nth(position).expect("every axis that is left has its place") = at;
+                let axes = value.axes.iter().copied().filter(|own| own != axis).collect();
+                Text::index(array, places, axes, value.kind)
             }
             ExprKind::Unary(function, value) => self.unary(*function, operand(*value)),
             ExprKind::Binary(function, lhs, rhs) => self.binary(*function, operand(*lhs), operand(*rhs), preferred),
@@ -333,7 +374,7 @@ impl<'p> Writer<'p> {
             Unary::Relu => (format!("{}({})", self.helper(Helper::Relu), value.code), Strength::Atom),
             Unary::Gelu => (format!("{}({})", self.helper(Helper::Gelu), value.code), Strength::Atom),
         };
-        Text { code, strength, ..value }
+        Text { code, strength, indexed: None, ..value }
     }
 
     fn binary(&mut self, function: Binary, lhs: Text, rhs: Text, preferred: &[AxisId]) -> Text {
@@ -363,7 +404,7 @@ impl<'p> Writer<'p> {
             Binary::Min => call("min"),
             Binary::Max => call("max"),
         };
-        Text { code, strength, axes, kind }
+        Text { code, strength, axes, kind, indexed: None }
     }
 
     fn helper(&mut self, helper: Helper) -> &'p str {
@@ -437,7 +478,8 @@ pub(super) fn definitions(helpers: &BTreeSet<Helper>, names: &Names) -> Vec<Stri
             Helper::Relu => ("x", "return np.maximum(x, 0)".to_string()),
             Helper::Gelu => (
                 "x",
-                "erfc = np.vectorize(math.erfc, otypes=[float])\n    return 0.5 * x * erfc(-x / np.sqrt(2))".to_string(),
+                "erfc = np.vectorize(math.erfc, otypes=[float])\n    return 0.5 * x * erfc(-x / np.sqrt(2))"
+                    .to_string(),
             ),
             Helper::Softmax => (
                 "x, axis",
@@ -445,10 +487,9 @@ pub(super) fn definitions(helpers: &BTreeSet<Helper>, names: &Names) -> Vec<Stri
                  return e / np.sum(e, axis=axis, keepdims=True)"
                     .to_string(),
             ),
-            Helper::L2Norm => (
-                "x, axis",
-                "return x / np.sqrt(np.sum(x ** 2, axis=axis, keepdims=True) + 1e-6)".to_string(),
-            ),
+            Helper::L2Norm => {
+                ("x, axis", "return x / np.sqrt(np.sum(x ** 2, axis=axis, keepdims=True) + 1e-6)".to_string())
+            }
         };
         format!("def {}({argument}):\n    {body}", names.helper(helper))
     };
