@@ -9,7 +9,7 @@ use chunkwise_dsl::instance::Instance;
 use chunkwise_dsl::program::Program;
 use serde_json::json;
 
-use crate::binding::{self, Leading};
+use crate::binding::{self, Extents, Leading};
 use crate::engine::{Engine, Plan};
 use crate::failure::Failure;
 use crate::options::{FormChoice, Which};
@@ -84,7 +84,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     let program = checked.select(arguments.which.recurrence.as_deref())?;
     let plan = plan(arguments)?;
     let file = TensorFile::read(&arguments.input)?;
-    let (instance, bundle) = bind(program, &file, arguments, plan.precision)?;
+    let (instance, bundle, extents) = bind(program, &file, arguments, plan.precision)?;
     if arguments.check_finite {
         refuse("--check-finite", data_checks::not_finite(program, &bundle))?;
     }
@@ -94,7 +94,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     if arguments.backward && !bundle.keys().any(|name| name.starts_with("grad_")) {
         eprintln!("warning: no grad_out.* or grad_final.* in `{}`, so every gradient will be zero", file.path());
     }
-    let length = bundle.values().map(|tensor| tensor.shape.get(1).copied().unwrap_or(0)).max();
+    let length = extents.tokens;
     let mut engine = Engine::prepare(&instance, &plan, arguments.backward, length)?;
     let results = engine.run(&bundle, arguments.backward)?;
     let precision = |name: &str| result_precision(program, plan.precision, name);
@@ -136,7 +136,7 @@ fn bind<'p>(
     file: &TensorFile,
     arguments: &Arguments,
     precision: Precision,
-) -> Result<(Instance<'p>, Bundle), Failure> {
+) -> Result<(Instance<'p>, Bundle, Extents), Failure> {
     let shapes: BTreeMap<String, Vec<usize>> =
         file.entries().iter().map(|(name, entry)| (name.clone(), entry.shape.clone())).collect();
     let extents = binding::bind(program, &shapes, &arguments.which.sizes()?).map_err(Failure::input_all)?;
@@ -149,7 +149,7 @@ fn bind<'p>(
             bundle.insert(slot.name.clone(), file.tensor(&slot.name, precision)?);
         }
     }
-    Ok((instance, bundle))
+    Ok((instance, bundle, extents))
 }
 
 /// What a result has one of for every token is in the precision asked for, the rest in the one beside it.

@@ -134,9 +134,10 @@ impl<'p> Subject<'p> {
 
     fn engine(&mut self, case: &Case, form: FormChoice, precision: Precision) -> Result<&mut Engine<'p>, Failure> {
         let chunk = (form == FormChoice::Chunkwise).then_some(case.chunk);
-        let length = (form == FormChoice::Parallel).then_some(case.tokens);
+        // Only the parallel form is made for a length.
+        let length = if form == FormChoice::Parallel { case.tokens } else { 0 };
         let plan = Plan { form, chunk, precision, threads: None, cache: false };
-        let key = format!("{plan:?} {length:?} {:?}", case.sizes);
+        let key = format!("{plan:?} {length} {:?}", case.sizes);
         // Shrinking asks for many sizes once each; engines of other sizes will not be asked for again.
         if self.engines.len() >= 24 {
             self.engines.clear();
