@@ -78,8 +78,13 @@ pub fn forward(plan: Plan<'_>, options: Options, derivation: Derivation) -> Resu
         .carries
         .iter()
         .map(|carry| {
-            let name = if options.for_backward { format!("saved.{}", carry.name) } else { carry.name.clone() };
-            chunk.b.input(&name, kind, carry.layout.clone(), None)
+            if options.for_backward {
+                // What a step saves lies in canonical order, whatever the layout of the state.
+                let canonical = token.graph.nodes[carry.input.index()].dims.clone();
+                chunk.b.input(&format!("saved.{}", carry.name), kind, canonical, None)
+            } else {
+                chunk.b.input(&carry.name, kind, carry.layout.clone(), None)
+            }
         })
         .collect();
     let mut tensors = Vec::new();
