@@ -153,11 +153,7 @@ impl Batch {
             });
         }
         let heads = heads_of(arg, tensor)?;
-        // What is written, and what is kept a chunk, has a place for every head.
-        let own = match (arg.access, arg.role) {
-            (Access::Write, _) | (Access::Read, Role::Chunk(_)) => self.heads,
-            (Access::Read, Role::Token | Role::Head | Role::Sequence) => heads,
-        };
+        let own = if may_share_heads(arg) { heads } else { self.heads };
         let shape = self.shape(arg, own)?;
         if tensor.shape() != shape {
             let names = names(arg);
@@ -174,6 +170,12 @@ impl Batch {
         }
         Ok(heads)
     }
+}
+
+/// Whether several heads may share one of the tensor's: only of the recurrence's own inputs, whose names have no
+/// prefix. States, cotangents and what is written have a place for every head.
+fn may_share_heads(arg: &ArgSignature) -> bool {
+    arg.access == Access::Read && !arg.name.contains('.')
 }
 
 /// Position of the heads among the dimensions of an argument.

@@ -136,12 +136,7 @@ impl CpuKernel {
     }
 
     /// Runs on tensors in the order of the signature.
-    pub fn launch_args(
-        &self,
-        args: &mut [LaunchArg<'_>],
-        batch: &Batch,
-        options: &Options,
-    ) -> Result<(), LaunchError> {
+    pub fn launch_args(&self, args: &mut [LaunchArg<'_>], batch: &Batch, options: &Options) -> Result<(), LaunchError> {
         let described = &self.signature.args;
         if args.len() != described.len() {
             let why = format!("it has {} arguments, {} were given", described.len(), args.len());
@@ -167,7 +162,8 @@ impl CpuKernel {
                     (heads, tensor.shape(), data)
                 }
                 (LaunchArg::Read(_), Access::Write) | (LaunchArg::Write(_), Access::Read) => {
-                    let why = format!("`{}` was given to be read where it is written, or the other way", signature.name);
+                    let why =
+                        format!("`{}` was given to be read where it is written, or the other way", signature.name);
                     return Err(LaunchError::Signature { why });
                 }
             };
@@ -176,7 +172,8 @@ impl CpuKernel {
         let too_large = |what: &str| LaunchError::TooLarge { what: what.to_string() };
         let counted = |n: usize, what: &str| i64::try_from(n).map_err(|_| too_large(what));
         let n_sequences = batch.sequences.count();
-        let items = n_sequences.checked_mul(batch.heads).ok_or_else(|| too_large("the number of sequences and heads"))?;
+        let items =
+            n_sequences.checked_mul(batch.heads).ok_or_else(|| too_large("the number of sequences and heads"))?;
         let items = counted(items, "the number of sequences and heads")?;
         // A kernel's effect is what it writes: with nothing to write there may be very many items of nothing to do.
         let idle = args.iter().all(|arg| match arg {
@@ -219,7 +216,14 @@ impl CpuKernel {
                 // SAFETY: `launch_args` checked every tensor against the signature, and that none is written twice;
                 // the tensors are borrowed until after the last call; ranges of different calls are disjoint, and so
                 // is scratch, which is large enough and aligned; `new` promised the rest.
-                unsafe { (self.function)(shared.get(), begin, end_of(begin, step, items), memory.as_mut_slice().as_mut_ptr().cast()) };
+                unsafe {
+                    (self.function)(
+                        shared.get(),
+                        begin,
+                        end_of(begin, step, items),
+                        memory.as_mut_slice().as_mut_ptr().cast(),
+                    )
+                };
             }
         };
         let (own, others) = scratch.split_first_mut().expect("there is at least one worker");
@@ -265,12 +269,7 @@ impl SharedCall<'_> {
 }
 
 /// The strides of a dense tensor.
-fn strides(
-    role: Role,
-    shape: &[usize],
-    heads: usize,
-    data: *mut core::ffi::c_void,
-) -> Result<TensorArg, LaunchError> {
+fn strides(role: Role, shape: &[usize], heads: usize, data: *mut core::ffi::c_void) -> Result<TensorArg, LaunchError> {
     let position = head_position(role);
     let too_large = || LaunchError::TooLarge { what: format!("a tensor of shape {shape:?}") };
     // Elements from one index to the next of dimension `at`. With an extent of 0 elsewhere it may count what does not

@@ -76,7 +76,9 @@ impl std::fmt::Display for LaunchError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             LaunchError::NoKernel { recurrence, what } => write!(f, "`{recurrence}` was built without a {what} kernel"),
-            LaunchError::Missing { name, expected } => write!(f, "tensor `{name}` is missing; give one of shape {expected}"),
+            LaunchError::Missing { name, expected } => {
+                write!(f, "tensor `{name}` is missing; give one of shape {expected}")
+            }
             LaunchError::Type { name, found, expected } => {
                 write!(f, "tensor `{name}` holds {}, this kernel takes {}", found.name(), expected.name())
             }

@@ -4,11 +4,11 @@
 //! It never names the compiler; who uses a library made ahead of time needs only this crate.
 
 pub mod batch;
-//pub mod cache;
+pub mod cache;
 pub mod cpu;
 pub mod error;
-//pub mod execute;
-//pub mod library;
+pub mod execute;
+pub mod library;
 pub mod tensor;
 
 pub use chunkwise_abi as abi;

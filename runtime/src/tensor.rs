@@ -267,6 +267,15 @@ impl HostTensor {
         }
     }
 
+    /// The same memory under another shape with as many elements; none if it has not as many.
+    pub fn reshaped(mut self, shape: &[usize]) -> Option<HostTensor> {
+        if count(shape) != Some(self.n_elements()) {
+            return None;
+        }
+        self.shape = shape.to_vec();
+        Some(self)
+    }
+
     /// Extent of every dimension.
     pub fn shape(&self) -> &[usize] {
         &self.shape

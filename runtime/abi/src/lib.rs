@@ -160,3 +160,16 @@ pub struct Signature {
     /// (role `Sequence`): the caller sums them over sequences, in order.
     pub backward: Option<KernelSignature>,
 }
+
+/// What a shared library made ahead of time holds; written beside it as JSON.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// [`ABI_VERSION`].
+    pub abi: u32,
+    /// Name of the library's file, which lies in the same folder.
+    pub library: String,
+    /// Instructions a processor must have beyond the plainest of its family, by LLVM's names: `avx2`, `avx512f`, …
+    pub features: Vec<String>,
+    /// What can be computed.
+    pub recurrences: Vec<Signature>,
+}
