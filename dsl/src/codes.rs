@@ -37,6 +37,10 @@ impl Code {
     pub fn from_number(number: &str) -> Option<Code> {
         Code::ALL.iter().copied().find(|code| code.number().eq_ignore_ascii_case(number))
     }
+    /// Whether it says that something is missing, which an error elsewhere may explain.
+    pub fn is_about_absence(self) -> bool {
+        matches!(self, Code::UnusedInput | Code::UnusedName | Code::StateNeverUpdated)
+    }
     /// Whether it refuses a program.
     pub fn severity(self) -> Severity {
         if self.number().starts_with('W') { Severity::Warning } else { Severity::Error }
@@ -321,7 +325,8 @@ cannot be chosen. Say what g is, `input g: [] in (-inf, 0]`, or build it so: `-e
     Grouping "W0505" "a product whose grouping matters"
 "`*` and `@` bind alike and group from the left, so `a * b @ c` is `(a * b) @ c`. When a shares an axis with c, that
 axis is summed over; in `a * (b @ c)` it is not. Parentheses say which is meant. `scale * q @ S` needs none: a scale
-shares no axis, and both groupings are the same."
+shares no axis, and both groupings are the same. Likewise `k @ S * k` is `(k @ S) * k`, an outer product, and not
+`k @ (S * k)`."
 }
 
 #[cfg(test)]

@@ -42,7 +42,11 @@ impl Line {
     /// Blank lines, comments and braces separate what is aligned.
     fn breaks_alignment(&self) -> bool {
         let text = self.text.trim_start();
-        text.is_empty() || text.starts_with("//") || text.ends_with('{') || text == "}"
+        text.is_empty() || text.starts_with("//") || text == "}" || self.opens_block()
+    }
+
+    fn opens_block(&self) -> bool {
+        self.text.ends_with('{') && !self.text.trim_start().starts_with("//")
     }
 }
 
@@ -58,8 +62,8 @@ impl Lines {
     }
 
     fn blank(&mut self) {
-        // Never two in a row, never at the beginning.
-        if self.lines.last().is_some_and(|line| !line.text.is_empty()) {
+        // Never two in a row, never at the beginning of a file or a block.
+        if self.lines.last().is_some_and(|line| !line.text.is_empty() && !line.opens_block()) {
             self.lines.push(Line { text: String::new(), comment: None });
         }
     }

@@ -40,6 +40,8 @@ pub fn compile(source: &str) -> Result<Compiled, Vec<Diagnostic>> {
     diagnostics.extend(found);
     diagnostics.sort_by_key(|diagnostic| diagnostic.span().start);
     if diagnostics.iter().any(Diagnostic::is_error) {
+        // What seems unused may be used in a statement that is refused.
+        diagnostics.retain(|diagnostic| !diagnostic.code.is_about_absence());
         return Err(diagnostics);
     }
     Ok(Compiled { programs, warnings: diagnostics })

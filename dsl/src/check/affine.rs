@@ -281,25 +281,36 @@ fn explain(
 ) -> Diagnostic {
     let name = program.states[state.index()].name.as_str();
     let expr = program.expr(culprit);
-    let depends = |id: ExprId| mentions(program, circle, end, id);
+    let depends = |id: ExprId| mentions(program, circle, end, id).unwrap_or_else(|| "the state".to_owned());
     let (label, help) = match &expr.kind {
-        ExprKind::Binary(Binary::Mul, ..) | ExprKind::Contract { .. } => {
-            ("a product of two values that both depend on the state".to_owned(), None)
+        ExprKind::Binary(Binary::Mul, lhs, rhs) | ExprKind::Contract { lhs, rhs, .. } => {
+            let (left, right) = (depends(*lhs), depends(*rhs));
+            let label = if left == right {
+                format!("both factors depend on {left}")
+            } else {
+                format!("the left factor depends on {left}, the right one on {right}")
+            };
+            (label, MULTIPLY_BY_OTHERS)
         }
-        ExprKind::Binary(Binary::Div, ..) => (
-            "a division by something that depends on the state".to_owned(),
-            Some("divide what is read instead: `output o: [V] = (q @ S) / (q @ n)`, with a state `n` of its own"),
+        ExprKind::Binary(Binary::Div, _, divisor) => (
+            format!("the divisor depends on {}", depends(*divisor)),
+            "divide what is read instead: `output o: [V] = (q @ S) / (q @ n)`, with a state `n` of its own",
         ),
-        ExprKind::Binary(Binary::Pow, ..) => ("a power of something that depends on the state".to_owned(), None),
-        ExprKind::Binary(Binary::Min | Binary::Max, ..) => {
-            ("a cut-off of something that depends on the state".to_owned(), Some(MOVE_TO_OUTPUT))
+        ExprKind::Binary(Binary::Pow, ..) => {
+            (format!("a power of something that depends on {}", depends(culprit)), MULTIPLY_BY_OTHERS)
         }
-        ExprKind::Unary(function, _) => {
-            (format!("`{}` of something that depends on the state", name_of_unary(*function)), Some(MOVE_TO_OUTPUT))
-        }
-        ExprKind::Reduce(function, ..) => {
-            (format!("`{}` of something that depends on the state", name_of_reduce(*function)), Some(MOVE_TO_OUTPUT))
-        }
+        ExprKind::Binary(Binary::Min | Binary::Max, ..) => (
+            format!("a cut-off of something that depends on {}", depends(culprit)),
+            "a running maximum that only keeps exponentials in range is left out: write `exp(i)`, and the compiler keeps it in range",
+        ),
+        ExprKind::Unary(function, _) => (
+            format!("`{}` of something that depends on {}", name_of_unary(*function), depends(culprit)),
+            MOVE_TO_OUTPUT,
+        ),
+        ExprKind::Reduce(function, ..) => (
+            format!("`{}` of something that depends on {}", name_of_reduce(*function), depends(culprit)),
+            MOVE_TO_OUTPUT,
+        ),
         ExprKind::Number(_)
         | ExprKind::AxisSize(_)
         | ExprKind::Const(_)
@@ -310,18 +321,12 @@ fn explain(
         | ExprKind::Index { .. }
         | ExprKind::Binary(Binary::Add | Binary::Sub, ..)
         | ExprKind::Rename { .. }
-        | ExprKind::StopGradient(_) => ("depends on the state in a curved way".to_owned(), None),
+        | ExprKind::StopGradient(_) => ("depends on the state in a curved way".to_owned(), MOVE_TO_OUTPUT),
     };
-    let mut error =
-        Diagnostic::new(Code::NotAffine, expr.span, format!("the new `{name}` is not affine in the old one"), label);
-    if let ExprKind::Binary(_, lhs, rhs) | ExprKind::Contract { lhs, rhs, .. } = &expr.kind {
-        for side in [*lhs, *rhs] {
-            if let Some(through) = depends(side) {
-                error = error.and_at(program.expr(side).span, format!("depends on {through}"));
-            }
-        }
-    }
-    if let Some(update) = last_update(program, &program.body, state, None)
+    let old = if circle.len() > 1 { "old states" } else { "old one" };
+    let title = format!("the new `{name}` is not affine in the {old}");
+    let mut error = Diagnostic::new(Code::NotAffine, expr.span, title, label);
+    if let Some(update) = last_update(&program.body, state, None)
         && !(update.start <= expr.span.start && expr.span.end <= update.end)
     {
         error = error.and_at(update, format!("it reaches `{name}` here"));
@@ -334,11 +339,10 @@ fn explain(
     error = error.note(
         "a state's new value has to be a factor without the state times the state, plus terms without it: only then can many tokens be taken in one step",
     );
-    match help {
-        Some(help) => error.help(help),
-        None => error,
-    }
+    error.help(help)
 }
+
+const MULTIPLY_BY_OTHERS: &str = "multiply the state by values that do not depend on it: inputs, parameters, constants";
 
 const MOVE_TO_OUTPUT: &str = "an output may be any function of what is read: `output o: [V] = tanh(q @ S)`; a gate may be any function of inputs";
 
@@ -369,11 +373,11 @@ fn mentions(program: &Program, circle: &BTreeSet<StateId>, end: &Env<Degree>, id
     }
 }
 
-fn last_update(program: &Program, body: &[Stmt], state: StateId, mut found: Option<Span>) -> Option<Span> {
+fn last_update(body: &[Stmt], state: StateId, mut found: Option<Span>) -> Option<Span> {
     for stmt in body {
         match stmt {
             Stmt::Update { state: updated, span, .. } if *updated == state => found = Some(*span),
-            Stmt::For { body, .. } => found = last_update(program, body, state, found),
+            Stmt::For { body, .. } => found = last_update(body, state, found),
             Stmt::Update { .. } | Stmt::Let { .. } | Stmt::Output { .. } => {}
         }
     }

@@ -8,7 +8,7 @@ use crate::ast::{self, Operator};
 use crate::codes::Code;
 use crate::diagnostic::Diagnostic;
 use crate::format::format_expr;
-use crate::program::{AxisId, Binary, ExprId, ExprKind, Index, Reduce, Unary};
+use crate::program::{AxisId, Binary, ExprId, ExprKind, Reduce, Unary};
 use crate::span::Span;
 
 impl Checker {
@@ -30,8 +30,11 @@ impl Checker {
                 match op {
                     Operator::Add => Some(self.binary(Binary::Add, left, right, span)),
                     Operator::Sub => Some(self.binary(Binary::Sub, left, right, span)),
-                    Operator::Mul => Some(self.binary(Binary::Mul, left, right, span)),
-                    Operator::Div => Some(self.binary(Binary::Div, left, right, span)),
+                    Operator::Mul | Operator::Div => {
+                        self.grouping_after_a_sum(lhs, left, right, expr);
+                        let function = if *op == Operator::Mul { Binary::Mul } else { Binary::Div };
+                        Some(self.binary(function, left, right, span))
+                    }
                     Operator::Pow => Some(self.binary(Binary::Pow, left, right, span)),
                     Operator::Contract => self.contract(left, right, *op_span, lhs, rhs, span),
                 }
@@ -88,7 +91,7 @@ impl Checker {
         }
     }
 
-    fn in_order(&self, axes: &[AxisId]) -> Vec<AxisId> {
+    pub(super) fn in_order(&self, axes: &[AxisId]) -> Vec<AxisId> {
         let mut axes = axes.to_vec();
         axes.sort_unstable();
         axes.dedup();
@@ -123,7 +126,7 @@ impl Checker {
         let shared: Vec<AxisId> = self.axes_of(lhs).iter().copied().filter(|axis| right.contains(axis)).collect();
         let over = self.in_order(&shared);
         if over.is_empty() {
-            let left = self.axes_text(&self.axes_of(lhs).to_vec());
+            let left = self.axes_text(self.axes_of(lhs));
             let right = self.axes_text(&right);
             self.diagnostics.push(
                 Diagnostic::new(
@@ -168,6 +171,35 @@ impl Checker {
                 "`*`, `/` and `@` group from the left; `{first_text} * ({second_text} @ …)` would not sum `{first_text}` over {axis}"
             ))
             .replace("say which is meant with parentheses", span, as_read),
+        );
+    }
+
+    /// `a @ b * c`, where c has an axis that `a @ b` summed over: perhaps `a @ (b * c)` is meant.
+    fn grouping_after_a_sum(&mut self, syntax: &ast::Expr, lhs: ExprId, rhs: ExprId, whole: &ast::Expr) {
+        let (
+            ast::ExprKind::Binary { op: Operator::Contract, lhs: first, .. },
+            ExprKind::Contract { over, .. },
+            ast::ExprKind::Binary { op, rhs: last, .. },
+        ) = (&syntax.kind, &self.program.expr(lhs).kind, &whole.kind)
+        else {
+            return;
+        };
+        let Some(&axis) = over.iter().find(|axis| self.axes_of(rhs).contains(axis)) else { return };
+        let axis = self.axis_name(axis).to_owned();
+        let (first, last) = (format_expr(first), format_expr(last));
+        let symbol = op.symbol();
+        let as_read = format!("({}) {symbol} {last}", format_expr(syntax));
+        self.diagnostics.push(
+            Diagnostic::new(
+                Code::Grouping,
+                whole.span,
+                "the grouping of this product matters",
+                format!("read as `{as_read}`"),
+            )
+            .note(format!(
+                "`*`, `/` and `@` group from the left; `{first} @ (… {symbol} {last})` would sum `{last}` over {axis} as well"
+            ))
+            .replace("say which is meant with parentheses", whole.span, as_read),
         );
     }
 
@@ -255,6 +287,7 @@ impl Checker {
             0 => "none".to_owned(),
             1 => "one".to_owned(),
             2 => "two".to_owned(),
+            3 => "three".to_owned(),
             count => count.to_string(),
         };
         let error = Diagnostic::new(
@@ -281,7 +314,7 @@ impl Checker {
         let [lhs, rhs] = self.exactly::<2>(name, arguments, span, wanted)?;
         if let (Binary::Min, Some(axis)) = (binary, self.as_axis(rhs)) {
             let axis = self.axis_name(axis).to_owned();
-            let value = format_expr(lhs);
+            let value = format_expr(&ast::Expr { kind: ast::ExprKind::Neg(Box::new(lhs.clone())), span: lhs.span });
             self.diagnostics.push(
                 Diagnostic::new(
                     Code::ArgumentCount,
@@ -289,7 +322,7 @@ impl Checker {
                     "`min` takes two values and has no form over an axis",
                     format!("`{axis}` is an axis"),
                 )
-                .replace("the least over an axis is", span, format!("-max(-({value}), {axis})")),
+                .replace("the least over an axis is", span, format!("-max({value}, {axis})")),
             );
             return None;
         }
@@ -339,6 +372,22 @@ impl Checker {
             return None;
         };
         let Some(axis) = self.as_axis(argument) else {
+            if let ast::ExprKind::Mapping { from, to: _ } = &argument.kind {
+                self.diagnostics.push(
+                    Diagnostic::new(
+                        Code::MisplacedMapping,
+                        argument.span,
+                        "`->` stands outside of `rename`",
+                        format!("`{name}` takes one axis"),
+                    )
+                    .replace(
+                        format!("write `{name}(x, {})`", from.text),
+                        argument.span,
+                        from.text.as_str(),
+                    ),
+                );
+                return None;
+            }
             if let ast::ExprKind::Name(name) = &argument.kind {
                 let is_value = self.names.meaning(name);
                 match is_value {
@@ -401,6 +450,17 @@ impl Checker {
 
     fn rename(&mut self, arguments: &[ast::Expr], span: Span) -> Option<ExprId> {
         let form = "a value and `K -> L`";
+        if let [_, from, to] = arguments
+            && let (ast::ExprKind::Name(from_name), ast::ExprKind::Name(to_name)) = (&from.kind, &to.kind)
+        {
+            let both = from.span.join(to.span);
+            let arrow = format!("{from_name} -> {to_name}");
+            self.diagnostics.push(
+                Diagnostic::new(Code::BadRename, both, format!("`rename` takes {form}"), "not of the form `K -> L`")
+                    .replace("write an arrow between the names", both, arrow),
+            );
+            return None;
+        }
         let [value, mapping] = self.exactly::<2>("rename", arguments, span, form)?;
         let ast::ExprKind::Mapping { from, to } = &mapping.kind else {
             self.diagnostics.push(
@@ -449,85 +509,6 @@ impl Checker {
         Some(self.push(ExprKind::Rename { value, from: from_axis, to: to_axis }, axes, span))
     }
 
-    fn index(&mut self, base: &ast::Expr, index: &ast::Expr, span: Span) -> Option<ExprId> {
-        let value = self.expr(base)?;
-        let has = self.axes_of(value).to_vec();
-        let (axis, position) = match &index.kind {
-            ast::ExprKind::Name(name) => match self.names.use_of(name) {
-                Some(Meaning::LoopVar(var)) => (self.program.loop_vars[var.index()].axis, Index::Loop(var)),
-                Some(Meaning::Broken) => return None,
-                None => {
-                    let mut error = self.names.undefined(name, index.span);
-                    if matches!(name.as_str(), "t" | "i" | "n") && error.code == Code::UndefinedName {
-                        error.notes.clear();
-                        error = error.note("time is never written: an input is its value for the token, a state the one before the statement");
-                        let bracket = Span::new(base.span.end, span.end);
-                        error = error.replace("leave the index out", bracket, "");
-                    }
-                    self.diagnostics.push(error);
-                    return None;
-                }
-                Some(meaning) => {
-                    self.bad_index(index, &format!("this is {}", meaning.words()));
-                    return None;
-                }
-            },
-            ast::ExprKind::Number { value, text: _ } if value.fract() == 0.0 && *value <= 1e9 => match has.first() {
-                Some(&axis) => (axis, Index::Literal(*value as usize)),
-                None => {
-                    self.diagnostics.push(
-                        Diagnostic::new(
-                            Code::IndexMissingAxis,
-                            base.span,
-                            format!("`{}` has no axes to index", format_expr(base)),
-                            "a single number",
-                        )
-                        .replace("leave the index out", Span::new(base.span.end, span.end), ""),
-                    );
-                    return None;
-                }
-            },
-            ast::ExprKind::Number { .. }
-            | ast::ExprKind::Paren(_)
-            | ast::ExprKind::Neg(_)
-            | ast::ExprKind::Binary { .. }
-            | ast::ExprKind::Call { .. }
-            | ast::ExprKind::Mapping { .. }
-            | ast::ExprKind::Index { .. } => {
-                self.bad_index(index, "this is neither");
-                return None;
-            }
-        };
-        if !has.contains(&axis) {
-            let (name, axes) = (self.axis_name(axis).to_owned(), self.axes_text(&has));
-            let bracket = Span::new(base.span.end, span.end);
-            self.diagnostics.push(
-                Diagnostic::new(
-                    Code::IndexMissingAxis,
-                    index.span,
-                    format!("`{}` is indexed along {name}, which it does not have", format_expr(base)),
-                    format!("runs over {name}"),
-                )
-                .and_at(base.span, format!("has axes {axes}"))
-                .replace(
-                    format!("leave the index out, or declare `{}` with the axis {name}", format_expr(base)),
-                    bracket,
-                    "",
-                ),
-            );
-            return None;
-        }
-        let axes: Vec<AxisId> = self.in_order(&has).into_iter().filter(|&other| other != axis).collect();
-        Some(self.push(ExprKind::Index { base: value, axis, index: position }, axes, span))
-    }
-
-    fn bad_index(&mut self, index: &ast::Expr, label: &str) {
-        self.diagnostics.push(
-            Diagnostic::new(Code::BadIndex, index.span, "an index is a loop variable or a whole number", label)
-                .help("write `k[r]` inside `for r in R { … }`, or `k[0]`"),
-        );
-    }
-
     /// The axis behind a name, or an error.
     pub(super) fn axis(&mut self, name: &ast::Name) -> Option<AxisId> {
         if let Some(Meaning::Axis(axis)) = self.names.use_of(&name.text) {
@@ -541,21 +522,25 @@ impl Checker {
     /// What to say about a name that should be an axis; nothing about a broken one.
     pub(super) fn not_an_axis(&self, name: &ast::Name) -> Option<Diagnostic> {
         let text = name.text.as_str();
+        let axes = self.names.that_are(|meaning| matches!(meaning, Meaning::Axis(_)));
         match self.names.meaning(text) {
             Some(Meaning::Broken) => None,
-            Some(meaning) => Some(
-                Diagnostic::new(
+            Some(meaning) => {
+                let error = Diagnostic::new(
                     Code::NotAnAxis,
                     name.span,
                     format!("`{text}` is {}, not an axis", meaning.words()),
                     "an axis has to stand here",
                 )
-                .and_at(self.names.span(text).unwrap_or(name.span), "declared here"),
-            ),
+                .and_at(self.names.span(text).unwrap_or(name.span), "declared here");
+                Some(match crate::suggest::nearest(text, axes) {
+                    Some(meant) => error.replace(format!("did you mean `{meant}`?"), name.span, meant),
+                    None => error,
+                })
+            }
             None => {
                 let error =
                     Diagnostic::new(Code::NotAnAxis, name.span, format!("there is no axis `{text}`"), "unknown axis");
-                let axes = self.names.that_are(|meaning| matches!(meaning, Meaning::Axis(_)));
                 if matches!(text, "T" | "B" | "H") {
                     return Some(error.note(
                         "batch, time and head are never written: a recurrence says what one token does to one head",

@@ -129,10 +129,7 @@ impl Search<'_> {
         self.warned.push(span);
         let name = &self.program.states[state.index()].name;
         let inner = self.program.expr(exponent);
-        let limit = match function {
-            Unary::Exp2 => 128,
-            _ => 88,
-        };
+        let limit = if function == Unary::Exp2 { 128 } else { 88 };
         let label = if hi == f64::INFINITY {
             "nothing keeps its exponent at or below 0".to_owned()
         } else {

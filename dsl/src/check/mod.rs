@@ -3,9 +3,11 @@
 //! passed over.
 
 mod affine;
+mod declarations;
 mod expr;
 mod functions;
 mod growth;
+mod index;
 mod names;
 mod statements;
 

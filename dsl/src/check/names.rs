@@ -66,7 +66,7 @@ pub struct Names {
 
 impl Names {
     /// Gives a name its meaning. If it has one already, the error says where.
-    pub fn define(&mut self, name: &str, span: Span, meaning: Meaning) -> Result<(), Diagnostic> {
+    pub fn define(&mut self, name: &str, span: Span, meaning: Meaning) -> Result<(), Box<Diagnostic>> {
         if let Some(earlier) = self.entries.get(name) {
             // Enough was said about a broken piece.
             if earlier.meaning == Meaning::Broken || meaning == Meaning::Broken {
@@ -98,16 +98,12 @@ impl Names {
                     _,
                 ) => error.help("give one of them another name"),
             };
-            return Err(error);
+            return Err(Box::new(error));
         }
         if functions::find(name).is_some() {
-            return Err(Diagnostic::new(
-                Code::ReservedName,
-                span,
-                format!("`{name}` is a function of the language"),
-                "cannot be a name as well",
-            )
-            .replace("choose another name", span, format!("{name}_")));
+            let title = format!("`{name}` is a function of the language");
+            let error = Diagnostic::new(Code::ReservedName, span, title, "cannot be a name as well");
+            return Err(Box::new(error.replace("choose another name", span, format!("{name}_"))));
         }
         self.entries.insert(name.to_owned(), Entry { meaning, span, used: false });
         self.later.remove(name);

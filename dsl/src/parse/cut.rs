@@ -1,17 +1,19 @@
 //! Cuts tokens into recurrences and statements, hands each statement to the reader, and gives comments to the
 //! statements they belong to. In: tokens; out: the file. It knows where a statement begins, not what it means.
 
-use super::reader::{self, ReadError};
-use super::{STATEMENT_KEYWORDS, Token, TokenKind, explain};
+use super::reader::{self, ReadError, Texts};
+use super::{STATEMENT_KEYWORDS, Token, TokenKind, explain, headers};
 use crate::ast::{Block, Comment, File, Name, Recurrence, Statement, StatementKind};
 use crate::codes::Code;
 use crate::diagnostic::Diagnostic;
 use crate::span::Span;
 
 /// Cuts and reads a whole file.
-pub fn file(source: &str, mended: &str, tokens: &[Token], diagnostics: &mut Vec<Diagnostic>) -> File {
+pub fn file(texts: Texts<'_>, tokens: &[Token], diagnostics: &mut Vec<Diagnostic>) -> File {
     let slips = diagnostics.iter().flat_map(|slip| slip.labels.iter().map(|label| label.span)).collect();
-    let mut cutter = Cutter { source, mended, tokens, at: 0, diagnostics, slips };
+    let braces = |brace: &str| tokens.iter().filter(|token| texts.word(token.span) == brace).count();
+    let lacks_brace = braces("{") > braces("}");
+    let mut cutter = Cutter { texts, tokens, at: 0, diagnostics, slips, lacks_brace };
     let mut recurrences = Vec::new();
     loop {
         let mut leading = cutter.comments();
@@ -30,14 +32,14 @@ pub fn file(source: &str, mended: &str, tokens: &[Token], diagnostics: &mut Vec<
 }
 
 pub struct Cutter<'a> {
-    source: &'a str,
-    /// The source with slips mended, byte for byte as long.
-    mended: &'a str,
+    texts: Texts<'a>,
     tokens: &'a [Token],
     at: usize,
     diagnostics: &'a mut Vec<Diagnostic>,
     /// Where slips were reported: a statement around one gets no second error.
     slips: Vec<Span>,
+    /// A closing brace is missing somewhere: indentation then says where.
+    lacks_brace: bool,
 }
 
 fn forget_first_blank(comments: &mut [Comment], is_first: bool) {
@@ -52,7 +54,7 @@ impl Cutter<'_> {
     }
 
     fn text(&self, index: usize) -> &str {
-        self.tokens.get(index).map_or("", |token| &self.mended[token.span.start..token.span.end])
+        self.tokens.get(index).map_or("", |token| self.texts.word(token.span))
     }
 
     fn is_word(&self, index: usize) -> bool {
@@ -80,7 +82,7 @@ impl Cutter<'_> {
     }
 
     fn comment(&self, token: Token) -> Comment {
-        let text = self.source[token.span.start..token.span.end].trim_end();
+        let text = self.texts.source[token.span.start..token.span.end].trim_end();
         Comment {
             text: text.to_owned(),
             blank_before: token.blank_before,
@@ -116,7 +118,7 @@ impl Cutter<'_> {
         if self.slips.iter().any(|slip| span.start <= slip.start && slip.end <= span.end) {
             return;
         }
-        let error = explain::outside(self.text(first), self.tokens[first], span);
+        let error = headers::outside(self.text(first), self.tokens[first], span);
         self.diagnostics.push(error);
     }
 
@@ -128,13 +130,13 @@ impl Cutter<'_> {
         }
         let header = self.tokens[first].span.join(self.tokens[self.at - 1].span);
         let open = self.at;
-        let read = reader::recurrence_header(self.mended, header);
+        let read = reader::recurrence_header(self.texts, header);
         let name = match read {
             Ok(name) => name,
             Err(_) => {
                 let words: Vec<&str> = (first..open).map(|index| self.text(index)).collect();
                 let spans: Vec<Span> = (first..open).map(|index| self.tokens[index].span).collect();
-                let (error, name) = explain::recurrence_header(&words, &spans);
+                let (error, name) = headers::recurrence_header(&words, &spans);
                 self.diagnostics.push(error);
                 name
             }
@@ -187,6 +189,10 @@ impl Cutter<'_> {
             let mut leading = self.comments();
             forget_first_blank(&mut leading, statements.is_empty());
             let end_of_block = match self.current() {
+                Some(token) if self.is_outdented(token, header) => {
+                    self.lacks_brace = false;
+                    false
+                }
                 Some(_) if self.text(self.at) == "}" => true,
                 None => false,
                 Some(_) if self.begins_recurrence(self.at) => false,
@@ -201,13 +207,30 @@ impl Cutter<'_> {
                 self.at += 1;
                 self.tokens[self.at - 1].span.end
             } else {
+                // Comments before the end may belong to what follows.
+                let last = (0..self.at).rev().find(|&index| self.tokens[index].kind != TokenKind::Comment);
+                let end = last.map_or(start, |last| self.tokens[last].span.end);
                 if let Some(open) = open {
-                    self.diagnostics.push(explain::unclosed_brace(self.tokens[open].span, header, self.source.len()));
+                    self.diagnostics.push(headers::unclosed_brace(self.tokens[open].span, header, end));
                 }
-                self.at.checked_sub(1).map_or(start, |last| self.tokens[last].span.end)
+                end
             };
             return Block { statements, trailing: leading, span: Span::new(start, end.max(start)) };
         }
+    }
+
+    /// Whether a token begins a line no deeper than the loop it would be in, while a brace is missing.
+    fn is_outdented(&self, token: Token, header: Span) -> bool {
+        let column = |at: usize| {
+            let line = self.texts.source[..at].rfind('\n').map_or(0, |newline| newline + 1);
+            at - line
+        };
+        self.lacks_brace
+            && token.newline_before
+            && self.texts.source[header.start..header.end].starts_with("for")
+            && column(token.span.start) <= column(header.start)
+            // The brace that closes the loop stands below its keyword.
+            && !(self.text(self.at) == "}" && column(token.span.start) == column(header.start))
     }
 
     fn statement(&mut self, leading: Vec<Comment>, blank_before: bool) -> Statement {
@@ -221,12 +244,12 @@ impl Cutter<'_> {
         // Comments after the last word are not inside the statement.
         self.at = last + 1;
         let span = self.tokens[first].span.join(self.tokens[last].span);
-        let kind = match reader::statement(self.mended, span) {
+        let kind = match reader::statement(self.texts, span) {
             Ok(kind) => kind,
             Err(error) => {
                 self.explain(&solid, span, &error);
                 StatementKind::Broken {
-                    text: self.source[span.start..span.end].to_owned(),
+                    text: self.texts.source[span.start..span.end].to_owned(),
                     names: self.names_declared(&solid),
                 }
             }
@@ -270,23 +293,29 @@ impl Cutter<'_> {
         let header = self.tokens[first].span.join(self.tokens[solid.last().copied().unwrap_or(first)].span);
         let words: Vec<&str> = solid.iter().map(|&index| self.text(index)).collect();
         let spans: Vec<Span> = solid.iter().map(|&index| self.tokens[index].span).collect();
-        let named = match reader::for_header(self.mended, header) {
+        let named = match reader::for_header(self.texts, header) {
             Ok((var, axis)) => Some((var, axis)),
             Err(_) => {
-                let (error, named) = explain::for_header(&words, &spans);
-                if !self.slips.iter().any(|slip| header.start <= slip.start && slip.end <= header.end) {
+                let (error, named) = headers::for_header(&words, &spans);
+                let slipped = self.slips.iter().any(|slip| header.start <= slip.start && slip.end <= header.end);
+                // Without a brace there is a plainer thing to say, below.
+                if !slipped && self.text(open) == "{" {
                     self.diagnostics.push(error);
                 }
                 named
             }
         };
         if self.text(open) != "{" {
-            self.diagnostics.push(
-                Diagnostic::new(Code::MalformedFor, header, "a loop without a body", "`{` has to follow")
-                    .help("write `for r in R { … }`"),
-            );
+            let error = Diagnostic::new(Code::MalformedFor, header, "a loop without a body", "`{` has to follow");
+            self.diagnostics.push(match &named {
+                Some((var, axis)) => {
+                    let text = format!("for {} in {} {{", var.text, axis.text);
+                    error.replace("put what is repeated between braces", header, text)
+                }
+                None => error.help("write `for r in R { … }`, with `axis R` declared"),
+            });
             let names = named.into_iter().map(|(var, _)| var).collect();
-            let text = self.source[header.start..header.end].to_owned();
+            let text = self.texts.source[header.start..header.end].to_owned();
             self.at = solid.last().map_or(first + 1, |last| last + 1);
             return self.finish_statement(leading, blank_before, StatementKind::Broken { text, names }, first, header);
         }
@@ -296,7 +325,9 @@ impl Cutter<'_> {
         let span = header.join(body.span);
         let kind = match named {
             Some((var, axis)) => StatementKind::For { var, axis, body },
-            None => StatementKind::Broken { text: self.source[span.start..span.end].to_owned(), names: Vec::new() },
+            None => {
+                StatementKind::Broken { text: self.texts.source[span.start..span.end].to_owned(), names: Vec::new() }
+            }
         };
         // Comments inside the body are with its statements already; only those in the header are left.
         self.finish_statement(leading, blank_before, kind, first, span)
@@ -357,7 +388,8 @@ impl Cutter<'_> {
         }
         let is_assignment = self.text(next) == "=";
         if STATEMENT_KEYWORDS.contains(&text) {
-            return !after_keyword && !(depth > 0 && is_assignment && !first_in_line);
+            let is_argument = depth > 0 && is_assignment && !first_in_line;
+            return !(after_keyword || is_argument);
         }
         if after_keyword || (previous == "," && self.text(first) == "const") {
             return false;

@@ -1,123 +1,24 @@
 //! Why a statement could not be read, in words, with what to type instead. In: the words of one statement and where
 //! reading stopped; out: one error. It looks for the likely mistake first and falls back on what was expected.
 
+use super::headers;
 use super::reader::{MAX_DEPTH, ReadError};
 use super::{KEYWORDS, STATEMENT_KEYWORDS, Token, TokenKind};
-use crate::ast::Name;
 use crate::codes::Code;
 use crate::diagnostic::Diagnostic;
 use crate::span::Span;
 use crate::suggest::nearest;
 
-/// Text outside of any recurrence.
-pub fn outside(word: &str, first: Token, span: Span) -> Diagnostic {
-    if word == "}" {
-        return Diagnostic::new(Code::UnopenedBracket, first.span, "a `}` too many", "nothing is open here").replace(
-            "leave it out",
-            first.span,
-            "",
-        );
-    }
-    let error = Diagnostic::new(Code::OutsideRecurrence, span, "this stands outside of any recurrence", "found here");
-    if STATEMENT_KEYWORDS.contains(&word) || first.kind == TokenKind::Word {
-        error.help("put it between the braces of `recurrence name { … }`")
-    } else {
-        error.note("a file holds `recurrence name { … }`, as many as one likes, and comments")
-    }
-}
-
-/// A `{` without its `}`.
-pub fn unclosed_brace(brace: Span, header: Span, end: usize) -> Diagnostic {
-    Diagnostic::new(Code::UnclosedBracket, brace, "this `{` is never closed", "opened here")
-        .and_at(header, "belongs to this")
-        .replace("put `}` after its last statement", Span::new(end, end), "}\n")
-}
-
-/// A bad `recurrence name`; also gives a name to go on with.
-pub fn recurrence_header(words: &[&str], spans: &[Span]) -> (Diagnostic, Name) {
-    let keyword = spans.first().copied().unwrap_or_default();
-    let name = |index: usize| match (words.get(index), spans.get(index)) {
-        (Some(text), Some(&span)) => Name { text: (*text).to_owned(), span },
-        (None, _) | (_, None) => Name { text: String::new(), span: keyword },
-    };
-    if words.first() != Some(&"recurrence") {
-        let found = words.first().copied().unwrap_or_default();
-        let error = Diagnostic::new(
-            Code::MalformedRecurrence,
-            keyword,
-            format!("`{found}` begins nothing"),
-            "a file holds recurrences",
-        )
-        .replace("did you mean `recurrence`?", keyword, "recurrence");
-        return (error, name(1));
-    }
-    match words.get(1) {
-        Some(word) if KEYWORDS.contains(word) => (reserved(word, spans[1]), name(1)),
-        Some(word) if word.starts_with(|c: char| c.is_alphabetic()) => {
-            let rest = spans.get(2).copied().unwrap_or(keyword).join(spans.last().copied().unwrap_or(keyword));
-            let error = Diagnostic::new(
-                Code::MalformedRecurrence,
-                rest,
-                "only a name stands between `recurrence` and `{`",
-                "this does not belong here",
-            )
-            .note("inputs, states and outputs are declared between the braces")
-            .replace("leave it out", rest, "");
-            (error, name(1))
-        }
-        Some(_) | None => {
-            let error =
-                Diagnostic::new(Code::MalformedRecurrence, keyword, "a recurrence needs a name", "no name after this")
-                    .help("write `recurrence name { … }`");
-            (error, Name { text: String::new(), span: keyword })
-        }
-    }
-}
-
-/// A bad `for var in axis`; also gives the variable and the axis, if they can be made out.
-pub fn for_header(words: &[&str], spans: &[Span]) -> (Diagnostic, Option<(Name, Name)>) {
-    let whole = spans.first().copied().unwrap_or_default().join(spans.last().copied().unwrap_or_default());
-    let name = |index: usize| Name { text: words[index].to_owned(), span: spans[index] };
-    let is_name = |word: &&str| word.starts_with(|c: char| c.is_alphabetic() || c == '_') && !KEYWORDS.contains(word);
-    let var = words.get(1).filter(|word| is_name(word)).map(|_| name(1));
-    let axis = (2..words.len()).rev().find(|&index| is_name(&words[index]) && words[index] != "range").map(name);
-    if let Some(word) = words.get(1)
-        && KEYWORDS.contains(word)
-        && *word != "in"
-    {
-        return (reserved(word, spans[1]), None);
-    }
-    let error = Diagnostic::new(
-        Code::MalformedFor,
-        whole,
-        "a loop runs over an axis, from its first position to its last",
-        "not of the form `for r in R`",
-    );
-    let error = match (&var, &axis) {
-        (Some(var), Some(axis)) => {
-            let text = format!("for {} in {}", var.text, axis.text);
-            error.replace(format!("write `{text} {{`"), whole, text)
-        }
-        (None, _) | (_, None) => error.help("write `for r in R { … }`, with `axis R` declared"),
-    };
-    (error, var.zip(axis))
-}
-
-/// A keyword where a name has to stand.
-fn reserved(word: &str, span: Span) -> Diagnostic {
-    Diagnostic::new(Code::ReservedName, span, format!("`{word}` is a word of the language"), "a name has to stand here")
-        .replace("choose another name", span, format!("{word}_"))
-}
-
 /// A statement that could not be read. `after` is what follows it.
 pub fn statement(words: &[&str], tokens: &[Token], error: &ReadError, after: Option<(Span, &str)>) -> Diagnostic {
     let (at, expected) = match error {
         ReadError::TooDeep(span) => {
+            let first = tokens.iter().find(|token| token.span.start >= span.start);
             return Diagnostic::new(
                 Code::TooDeep,
-                *span,
+                first.map_or(*span, |token| token.span),
                 format!("this expression is more than {MAX_DEPTH} operations deep"),
-                "too long or too deeply nested",
+                "the expression that begins here",
             )
             .help("name parts of it with `let`");
         }
@@ -143,6 +44,7 @@ pub fn statement(words: &[&str], tokens: &[Token], error: &ReadError, after: Opt
         .or_else(|| statement.index_list(at))
         .or_else(|| statement.range(at))
         .or_else(|| statement.operator_missing(at))
+        .or_else(|| statement.index_in_braces(at))
         .unwrap_or_else(|| statement.unexpected(at, expected, after))
 }
 
@@ -197,7 +99,7 @@ impl Statement<'_> {
             "one position of it cannot be assigned",
         );
         let note = if is_time {
-            "time is never written: on the right of `=` the state is the one before this statement, on the left the one after"
+            "time is never written: on the right of `=` the state is the one before this statement, on the left the one after, and an input is its value for the token"
         } else {
             "to write to one row, add an outer product: `S = S + e * v`, with `e: [K]` zero everywhere else"
         };
@@ -242,7 +144,7 @@ impl Statement<'_> {
     fn keyword_as_name(&self) -> Option<Diagnostic> {
         let is_declaration = STATEMENT_KEYWORDS.contains(&self.word(0));
         if is_declaration && self.is_word(1) && KEYWORDS.contains(&self.word(1)) {
-            return Some(reserved(self.word(1), self.span(1)));
+            return Some(headers::reserved(self.word(1), self.span(1)));
         }
         (2..self.words.len())
             .find(|&index| {
@@ -251,7 +153,7 @@ impl Statement<'_> {
                     && matches!(self.word(index - 1), "," | "+" | "-" | "*" | "/" | "@" | "^" | "(" | "=" | "[")
                     && self.word(index + 1) != "="
             })
-            .map(|index| reserved(self.word(index), self.span(index)))
+            .map(|index| headers::reserved(self.word(index), self.span(index)))
     }
 
     /// A declaration that lacks a part.
@@ -299,10 +201,10 @@ impl Statement<'_> {
             }
             if self.word(index + 1) == "[" || (keyword == "output" && self.word(index + 1) == "=") {
                 let after = self.span(index).end;
-                let (label, insert) = if self.word(index + 1) == "[" {
-                    ("`:` has to stand between the name and its axes", ":")
+                let (label, help, insert) = if self.word(index + 1) == "[" {
+                    ("`:` has to stand between the name and its axes", "put `:` there".to_owned(), ":")
                 } else {
-                    ("its axes have to follow", ": [V]")
+                    ("its axes have to follow", format!("write `{name}: [V]`, with the axes it has"), ": [V]")
                 };
                 return Some(
                     Diagnostic::new(
@@ -311,11 +213,7 @@ impl Statement<'_> {
                         format!("`{name}` is not declared with its axes"),
                         label,
                     )
-                    .replace(
-                        format!("write `{name}: [V]`, with the axes it has"),
-                        Span::new(after, after),
-                        insert,
-                    ),
+                    .replace(help, Span::new(after, after), insert),
                 );
             }
             if matches!(self.word(index + 1), "" | "," | "in" | "=") {
@@ -341,8 +239,8 @@ impl Statement<'_> {
             if keyword == "state" && self.word(index + 1) == ":" {
                 let close = (index..self.words.len()).find(|&at| self.word(at) == "]").unwrap_or(index);
                 if self.word(close + 1) == "=" {
-                    let rest = self.span(close + 1).join(self.whole());
-                    let rest = Span::new(self.span(close + 1).start, rest.end);
+                    let end = self.whole().end;
+                    let rest = Span::new(self.span(close + 1).start, end);
                     return Some(
                         Diagnostic::new(
                             Code::MalformedDeclaration,
@@ -350,7 +248,11 @@ impl Statement<'_> {
                             format!("state `{name}` is given a value where it is declared"),
                             "a state begins at zero, or where the caller says",
                         )
-                        .replace("leave the value out", rest, ""),
+                        .replace(
+                            "leave the value out",
+                            Span::new(self.span(close).end, end),
+                            "",
+                        ),
                     );
                 }
             }
@@ -475,18 +377,14 @@ impl Statement<'_> {
             }
             match self.word(index) {
                 "(" | "[" => open.push(index),
-                bracket @ (")" | "]") => {
-                    if open.pop().is_none() {
-                        return Some(
-                            Diagnostic::new(
-                                Code::UnopenedBracket,
-                                self.span(index),
-                                format!("a `{bracket}` too many"),
-                                "nothing is open here",
-                            )
-                            .replace("leave it out", self.span(index), ""),
-                        );
-                    }
+                bracket @ (")" | "]") if open.pop().is_none() => {
+                    let error = Diagnostic::new(
+                        Code::UnopenedBracket,
+                        self.span(index),
+                        format!("a `{bracket}` too many"),
+                        "nothing is open here",
+                    );
+                    return Some(error.replace("leave it out", self.span(index), ""));
                 }
                 _ => {}
             }
@@ -632,6 +530,23 @@ impl Statement<'_> {
                 between,
                 " *",
             ),
+        )
+    }
+
+    /// `S_{t-1}`
+    fn index_in_braces(&self, at: usize) -> Option<Diagnostic> {
+        let stop = self.token_at(at);
+        let before = stop.checked_sub(1)?;
+        if self.word(stop) != "{" || !self.is_name(before) {
+            return None;
+        }
+        let close = (stop..self.words.len()).find(|&index| self.word(index) == "}").unwrap_or(stop);
+        let name = self.word(before).trim_end_matches('_');
+        let span = self.span(before).join(self.span(close));
+        Some(
+            Diagnostic::new(Code::UnexpectedToken, span, "braces hold no index", "an index as in a paper")
+                .note("time is never written: on the right of `=` a state is the one before the statement, on the left the one after, and an input is its value for the token")
+                .replace(format!("write `{name}`"), span, name),
         )
     }
 

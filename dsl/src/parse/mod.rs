@@ -6,6 +6,7 @@
 
 mod cut;
 mod explain;
+mod headers;
 mod reader;
 mod slips;
 mod token;
@@ -13,6 +14,7 @@ mod token;
 use crate::ast::File;
 use crate::codes::Code;
 use crate::diagnostic::Diagnostic;
+use reader::Texts;
 use token::{KEYWORDS, STATEMENT_KEYWORDS, Token, TokenKind};
 
 /// How deep brackets may nest: pest recurses on them.
@@ -20,21 +22,22 @@ const MAX_NESTING: usize = 100;
 
 /// Reads a file. The diagnostics are errors; without any, nothing in the file is `Broken`.
 pub fn parse(source: &str) -> (File, Vec<Diagnostic>) {
-    let (mended, mut diagnostics) = slips::mend(source, &reader::tokens(source));
-    let tokens = reader::tokens(&mended);
-    if let Some(error) = too_deep(&mended, &tokens) {
+    let (mended, mut diagnostics) = slips::mend(source, &reader::tokens(Texts { source, mended: source }));
+    let texts = Texts { source, mended: &mended };
+    let tokens = reader::tokens(texts);
+    if let Some(error) = too_deep(texts, &tokens) {
         diagnostics.push(error);
         return (File { recurrences: Vec::new(), trailing: Vec::new() }, diagnostics);
     }
-    let file = cut::file(source, &mended, &tokens, &mut diagnostics);
+    let file = cut::file(texts, &tokens, &mut diagnostics);
     diagnostics.sort_by_key(|diagnostic| diagnostic.span().start);
     (file, diagnostics)
 }
 
-fn too_deep(text: &str, tokens: &[Token]) -> Option<Diagnostic> {
+fn too_deep(texts: Texts<'_>, tokens: &[Token]) -> Option<Diagnostic> {
     let mut depth = 0usize;
     for token in tokens.iter().filter(|token| token.kind == TokenKind::Symbol) {
-        match &text[token.span.start..token.span.end] {
+        match texts.word(token.span) {
             "(" | "[" | "{" => depth += 1,
             ")" | "]" | "}" => depth = depth.saturating_sub(1),
             _ => {}

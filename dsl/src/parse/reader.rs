@@ -37,8 +37,30 @@ pub enum ReadError {
     NumberTooLarge(Span),
 }
 
-/// Cuts a text into tokens. Every byte that is no blank belongs to one.
-pub fn tokens(source: &str) -> Vec<Token> {
+/// A text and its mended copy, byte for byte as long: what is read, and where it stands.
+#[derive(Clone, Copy)]
+pub struct Texts<'a> {
+    /// As it was written: places refer to it.
+    pub source: &'a str,
+    /// With slips mended: this is read.
+    pub mended: &'a str,
+}
+
+impl Texts<'_> {
+    /// The smallest range of whole characters of the source: one may have been mended to several shorter ones.
+    fn whole(self, start: usize, end: usize) -> Span {
+        Span::new(self.source.floor_char_boundary(start), self.source.ceil_char_boundary(end))
+    }
+
+    /// The word at a place, as mended.
+    pub fn word(&self, span: Span) -> &str {
+        self.mended[span.start..span.end].trim()
+    }
+}
+
+/// Cuts the mended text into tokens. Every byte that is no blank belongs to one.
+pub fn tokens(texts: Texts<'_>) -> Vec<Token> {
+    let source = texts.mended;
     // The rule accepts any text: its last alternative is any character.
     let Ok(mut pairs) = Grammar::parse(Rule::tokens, source) else { return Vec::new() };
     let Some(all) = pairs.next() else { return Vec::new() };
@@ -56,18 +78,19 @@ pub fn tokens(source: &str) -> Vec<Token> {
             Rule::stray => TokenKind::Stray,
             _ => continue,
         };
-        let span = Span::new(pair.as_span().start(), pair.as_span().end());
-        let newlines = source[end..span.start].matches('\n').count();
+        let (start, stop) = (pair.as_span().start(), pair.as_span().end());
+        let newlines = source[end..start].matches('\n').count();
+        let span = texts.whole(start, stop);
         tokens.push(Token { kind, span, newline_before: newlines > 0, blank_before: newlines > 1 });
-        end = span.end;
+        end = stop;
     }
     tokens
 }
 
-/// Reads one statement other than `for`. `span` is its place in `source`.
-pub fn statement(source: &str, span: Span) -> Result<StatementKind, ReadError> {
-    let mut reader = Reader { offset: span.start };
-    let pair = reader.parse(Rule::statement, source, span)?;
+/// Reads the statement at a place, any but `for`.
+pub fn statement(texts: Texts<'_>, span: Span) -> Result<StatementKind, ReadError> {
+    let mut reader = Reader { texts, offset: span.start };
+    let pair = reader.parse(Rule::statement, span)?;
     let inner = first(pair);
     match inner.as_rule() {
         Rule::axes => Ok(StatementKind::Axes(reader.names(inner))),
@@ -102,9 +125,9 @@ pub fn statement(source: &str, span: Span) -> Result<StatementKind, ReadError> {
 }
 
 /// Reads `for var in axis`.
-pub fn for_header(source: &str, span: Span) -> Result<(Name, Name), ReadError> {
-    let mut reader = Reader { offset: span.start };
-    let pair = reader.parse(Rule::for_header, source, span)?;
+pub fn for_header(texts: Texts<'_>, span: Span) -> Result<(Name, Name), ReadError> {
+    let mut reader = Reader { texts, offset: span.start };
+    let pair = reader.parse(Rule::for_header, span)?;
     let mut names = reader.names(pair).into_iter();
     let var = names.next().expect("the rule has two names");
     let axis = names.next().expect("the rule has two names");
@@ -112,13 +135,14 @@ pub fn for_header(source: &str, span: Span) -> Result<(Name, Name), ReadError> {
 }
 
 /// Reads `recurrence name`.
-pub fn recurrence_header(source: &str, span: Span) -> Result<Name, ReadError> {
-    let mut reader = Reader { offset: span.start };
-    let pair = reader.parse(Rule::recurrence_header, source, span)?;
+pub fn recurrence_header(texts: Texts<'_>, span: Span) -> Result<Name, ReadError> {
+    let mut reader = Reader { texts, offset: span.start };
+    let pair = reader.parse(Rule::recurrence_header, span)?;
     Ok(reader.names(pair).pop().expect("the rule has a name"))
 }
 
-struct Reader {
+struct Reader<'s> {
+    texts: Texts<'s>,
     /// Where the text given to pest begins in the source.
     offset: usize,
 }
@@ -126,9 +150,9 @@ struct Reader {
 /// An expression and the depth of its tree.
 type Deep = (Expr, usize);
 
-impl Reader {
-    fn parse<'s>(&mut self, rule: Rule, source: &'s str, span: Span) -> Result<Pair<'s, Rule>, ReadError> {
-        match Grammar::parse(rule, &source[span.start..span.end]) {
+impl<'s> Reader<'s> {
+    fn parse(&mut self, rule: Rule, span: Span) -> Result<Pair<'s, Rule>, ReadError> {
+        match Grammar::parse(rule, &self.texts.mended[span.start..span.end]) {
             Ok(mut pairs) => Ok(pairs.next().expect("a parse of one rule gives one pair")),
             Err(error) => {
                 let at = match error.location {
@@ -147,7 +171,7 @@ impl Reader {
         let span = pair.as_span();
         // A rule that ends in optional parts takes the blanks and comments before them along.
         let text = without_blanks_at_end(span.as_str());
-        Span::new(self.offset + span.start(), self.offset + span.start() + text)
+        self.texts.whole(self.offset + span.start(), self.offset + span.start() + text)
     }
 
     fn name(&self, pair: &Pair<'_, Rule>) -> Name {
@@ -327,7 +351,7 @@ impl Reader {
         let mut whole: Option<Deep> = None;
         for (index, operand) in operands.into_iter().enumerate().rev() {
             let caret = carets.get(index).map(|&span| (Operator::Pow, span));
-            let raise = |reader: &Reader, base: Deep, exponent: Option<Deep>| match (caret, exponent) {
+            let raise = |reader: &Reader<'_>, base: Deep, exponent: Option<Deep>| match (caret, exponent) {
                 (Some(op), Some(exponent)) => reader.binary(op, base, exponent),
                 (None, _) | (_, None) => Ok(base),
             };
@@ -433,7 +457,7 @@ fn in_words(rules: &[Rule]) -> Vec<&'static str> {
     for rule in rules {
         let word = match rule {
             Rule::add | Rule::sub | Rule::mul | Rule::div | Rule::contract | Rule::pow => "an operator",
-            Rule::index | Rule::open_square if has_operator => continue,
+            Rule::index | Rule::open_square | Rule::open_round if has_operator => continue,
             Rule::expr
             | Rule::product
             | Rule::signed

@@ -76,7 +76,7 @@ impl<'a> Mender<'a> {
             TokenKind::BadNumber => self.bad_number(token.span),
             TokenKind::Word => return self.word(tokens, index),
             TokenKind::Symbol => return self.symbol(tokens, index),
-            TokenKind::Stray => self.stray(token.span),
+            TokenKind::Stray => return self.stray(tokens, index),
         }
         index + 1
     }
@@ -270,14 +270,37 @@ impl<'a> Mender<'a> {
         self.put(span, "=");
     }
 
-    fn stray(&mut self, span: Span) {
+    fn stray(&mut self, tokens: &[Token], index: usize) -> usize {
+        let span = tokens[index].span;
+        let text = self.text(span);
+        if text == "\"" {
+            // The whole string is one mistake.
+            let same_line = tokens[index + 1..].iter().take_while(|token| !token.newline_before);
+            let length = same_line.clone().position(|token| self.text(token.span) == "\"");
+            let last = index + length.map_or(0, |length| length + 1);
+            self.diagnostics.push(
+                Diagnostic::new(
+                    Code::UnexpectedCharacter,
+                    span.join(tokens[last].span),
+                    "there are no strings",
+                    "not part of the language",
+                )
+                .note("values are numbers with axes; what is to be said in words goes into a comment, `// …`"),
+            );
+            return last + 1;
+        }
+        self.character(span);
+        index + 1
+    }
+
+    fn character(&mut self, span: Span) {
         let text = self.text(span);
         let Some((ascii, meaning)) = lookalike(text) else {
             self.diagnostics.push(
                 Diagnostic::new(
                     Code::UnexpectedCharacter,
                     span,
-                    format!("the character `{}` means nothing here", text.escape_debug()),
+                    format!("the character `{}` means nothing here", visible(text)),
                     "not part of the language",
                 )
                 .note(what_instead(text)),
@@ -291,32 +314,25 @@ impl<'a> Mender<'a> {
 
     /// One error for all semicolons, and one for all `#` comments: they come in dozens.
     fn report_repeated(&mut self) {
-        if let Some(error) = together(
-            Code::Semicolon,
-            &self.semicolons,
-            |_| "`;` is not used".to_owned(),
-            "statements need nothing between them",
-        ) {
+        let semicolons =
+            together(Code::Semicolon, &self.semicolons, "`;` is not used", "statements need nothing between them");
+        if let Some(error) = semicolons {
             let first = error.span();
             self.diagnostics.push(error.replace("leave it out", first, ""));
         }
-        let first_line = self.hash_comments.first().map(|span| self.text(*span).trim_end());
-        if let Some(error) = together(
-            Code::ForeignComment,
-            &self.hash_comments.iter().map(|span| Span::new(span.start, span.start + 1)).collect::<Vec<_>>(),
-            |_| "`#` begins no comment here".to_owned(),
-            "comments begin with `//`",
-        ) {
+        let signs: Vec<Span> = self.hash_comments.iter().map(|span| Span::new(span.start, span.start + 1)).collect();
+        let hashes = together(Code::ForeignComment, &signs, "`#` begins no comment here", "comments begin with `//`");
+        if let Some(error) = hashes {
             let first = error.span();
-            debug_assert!(first_line.is_some());
             self.diagnostics.push(error.replace("write `//`", first, "//"));
         }
     }
 }
 
-fn together(code: Code, spans: &[Span], title: impl Fn(usize) -> String, label: &str) -> Option<Diagnostic> {
+/// One error for the same slip in several places, if there is any.
+fn together(code: Code, spans: &[Span], title: &str, label: &str) -> Option<Diagnostic> {
     let (&first, others) = spans.split_first()?;
-    let mut error = Diagnostic::new(code, first, title(spans.len()), label);
+    let mut error = Diagnostic::new(code, first, title, label);
     for &other in others.iter().take(4) {
         error = error.and_at(other, "");
     }
@@ -324,6 +340,11 @@ fn together(code: Code, spans: &[Span], title: impl Fn(usize) -> String, label: 
         error = error.note(format!("and {} more", others.len() - 4));
     }
     Some(error)
+}
+
+/// A character that can be printed, or its code.
+fn visible(text: &str) -> String {
+    if text.chars().any(char::is_control) { text.escape_unicode().to_string() } else { text.to_owned() }
 }
 
 /// What one types for a character of mathematics, and what to say about it.
@@ -357,7 +378,7 @@ fn what_instead(text: &str) -> &'static str {
         "<" | ">" | "!" | "?" | "&" | "|" | "≤" | "≥" => {
             "there are no comparisons and no branches; `max`, `min`, `sign` and `relu` are there for cut-offs"
         }
-        "\"" | "`" | "“" | "”" => "there are no strings",
+        "`" | "“" | "”" => "there are no strings",
         "\\" => "a statement may go on over several lines as it is; newlines mean nothing",
         "√" => "the square root is `sqrt(x)`",
         "∑" | "Σ" => "a sum over an axis is `sum(x, K)`",

@@ -1,0 +1,7 @@
+recurrence example {
+    axis K, V
+    input q: [K], k: [K] in unit(K), v: [V]
+    state S: [K, V]
+    S = S_prev + k * v
+    output o: [V] = q @ S
+}

@@ -1,0 +1,9 @@
+recurrence example {
+    axis K, V
+    input q: [K], k: [K] in unit(K), v: [V]
+    state S: [K, V]
+    let p = q * 2
+    let p = p + 1
+    S = S + k * v
+    output o: [V] = p @ S
+}

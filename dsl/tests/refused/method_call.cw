@@ -1,0 +1,8 @@
+recurrence example {
+    axis K, V
+    input q: [K], k: [K] in unit(K), v: [V]
+    state S: [K, V]
+    let n = k.sum(K)
+    S = S + n * k * v
+    output o: [V] = q @ S
+}

@@ -1,0 +1,5 @@
+recurrence example {
+    axis K
+    input q: [K], k: [K]
+    output o: [] = q @ k
+}

@@ -1,0 +1,8 @@
+recurrence example {
+    axis K, V
+    input q: [K], k: [K] in unit(K), v: [V]
+    state S: [K, V]
+    S = S + k * v
+    output p: [V] = q @ S
+    output o: [V] = p * 2
+}

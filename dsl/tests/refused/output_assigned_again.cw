@@ -1,0 +1,9 @@
+recurrence example {
+    axis K, V
+    input q: [K], k: [K] in unit(K), v: [V]
+    state S: [K, V]
+    S = S + k * v
+    output p: [V] = q @ S
+    p = k @ S
+    output o: [V] = q @ S
+}

@@ -1,0 +1,9 @@
+recurrence example {
+    axis K, V
+    input q: [K], k: [K] in unit(K), v: [V]
+    state S: [K, V]
+    axis L
+    let p = rename(q, V -> L)
+    S = S + k * v
+    output o: [V] = sum(p, L) * (q @ S)
+}

@@ -1,0 +1,2 @@
+axis K, V
+input q: [K]

@@ -1,0 +1,15 @@
+recurrence example {
+    axis K, V
+    input q: [K], k: [K] in unit(K), v: [V]
+    state S: [K, V]
+    S = S + k * v
+    output o: [V] = q @ S
+}
+
+recurrence example {
+    axis K, V
+    input q: [K], k: [K] in unit(K), v: [V]
+    state S: [K, V]
+    S = S + k * v
+    output o: [V] = q @ S
+}

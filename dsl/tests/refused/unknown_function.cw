@@ -1,0 +1,7 @@
+recurrence example {
+    axis K, V
+    input q: [K], k: [K] in unit(K), v: [V]
+    state S: [K, V]
+    S = S + sigmod(v) * k
+    output o: [V] = q @ S
+}

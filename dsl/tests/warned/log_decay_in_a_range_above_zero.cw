@@ -1,0 +1,8 @@
+recurrence example {
+    axis K, V
+    input q: [K], k: [K] in unit(K), v: [V]
+    state S: [K, V]
+    input g: [] in [-1, 1]
+    S = exp(g) * S + k * v
+    output o: [V] = q @ S
+}

@@ -1,0 +1,8 @@
+recurrence example {
+    axis K, V
+    input q: [K], k: [K] in unit(K), v: [V]
+    state S: [K, V]
+    state n: [K]
+    S = S + k * v
+    output o: [V] = (q @ n) * (q @ S)
+}
