@@ -1,6 +1,15 @@
 //! From a checked program to compiled kernels, one stage after another.
 
+pub mod artifact;
+pub mod compile;
+pub mod derive;
+pub mod error;
 pub mod graph;
+pub mod lower;
+pub mod pass;
+pub mod pipeline;
 pub mod reference;
+#[cfg(feature = "llvm")]
+pub mod target;
 pub mod tensor;
 pub mod tile;
