@@ -170,6 +170,65 @@ fn states_that_feed_nothing_back_may_enter_in_any_way() {
 }
 
 #[test]
+fn every_function_is_understood() {
+    let with = |call: &str| {
+        let source = format!(
+            "recurrence x {{ axis K, V, L input q: [K], k: [K], v: [V] state S: [K, V] let x = {call} S = S + k * v output o: [V] = sum(x * q, K) * (q @ S) + L }}"
+        );
+        let program = program(&source);
+        let value = program.body.iter().find_map(|stmt| match stmt {
+            Stmt::Let { value, .. } => Some(*value),
+            Stmt::Update { .. } | Stmt::Output { .. } | Stmt::For { .. } => None,
+        });
+        let expr = program.expr(value.expect("there is a let"));
+        (
+            format!("{:?}", expr.kind).split('(').next().unwrap_or("").to_owned(),
+            format!("{:?}", expr.kind),
+            names(&program, &expr.axes),
+        )
+    };
+    for (call, function) in [
+        ("exp", "Exp"),
+        ("exp2", "Exp2"),
+        ("log", "Log"),
+        ("sqrt", "Sqrt"),
+        ("abs", "Abs"),
+        ("sign", "Sign"),
+        ("sigmoid", "Sigmoid"),
+        ("logsigmoid", "LogSigmoid"),
+        ("softplus", "Softplus"),
+        ("silu", "Silu"),
+        ("tanh", "Tanh"),
+        ("elu", "Elu"),
+        ("relu", "Relu"),
+        ("gelu", "Gelu"),
+        ("sin", "Sin"),
+        ("cos", "Cos"),
+        ("square", "Square"),
+    ] {
+        let (kind, text, axes) = with(&format!("{call}(k)"));
+        assert_eq!((kind.as_str(), axes), ("Unary", vec!["K".to_owned()]));
+        assert!(text.contains(&format!("({function},")), "{call} became {text}");
+    }
+    for (call, kind, function, axes) in [
+        ("min(k, 0)", "Binary", "Min", "K"),
+        ("max(k, q)", "Binary", "Max", "K"),
+        ("max(k, K)", "Reduce", "Max", ""),
+        ("sum(k, K)", "Reduce", "Sum", ""),
+        ("mean(k * v, V)", "Reduce", "Mean", "K"),
+        ("softmax(k, K)", "Reduce", "Softmax", "K"),
+        ("l2norm(k, K)", "Reduce", "L2Norm", "K"),
+        ("stop_gradient(k)", "StopGradient", "StopGradient", "K"),
+        ("sum(rename(k, K -> L) * k, L)", "Reduce", "Sum", "K"),
+        ("-k", "Unary", "Neg", "K"),
+    ] {
+        let (found, text, has) = with(call);
+        assert_eq!((found.as_str(), has.join(",").as_str()), (kind, axes), "{call}");
+        assert!(text.contains(function), "{call} became {text}");
+    }
+}
+
+#[test]
 fn declarations_have_no_order() {
     program(
         "recurrence x { output o: [V] = q @ S S = S + k * v state S: [K, V] input q: [K], k: [K], v: [V] axis K, V }",

@@ -1,5 +1,5 @@
-/// Gated linear attention whose gates may close quickly. Yang, Wang, Shen, Panda, Kim 2023 (arXiv 2312.06635),
-/// section 4: S_t = Diag(α_t) S_{t-1} + k_t v_tᵀ, o_t = S_tᵀ q_t. `g` is log α, here never below -4.
+/// Gated linear attention whose gates may close quickly. Yang, Wang, Shen, Panda, Kim 2023 (arXiv 2312.06635):
+/// S_t = Diag(α_t) S_{t-1} + k_t v_tᵀ, o_t = S_tᵀ q_t. `g` is log α, here never below -4.
 recurrence gla_strong_decay {
     axis K, V
 

@@ -1,4 +1,4 @@
-/// Kimi delta attention. Kimi Team 2025 (arXiv 2510.26692), eq. 1:
+/// Kimi delta attention. Kimi Team 2025 (arXiv 2510.26692):
 /// S_t = (I - β_t k_t k_tᵀ) Diag(α_t) S_{t-1} + β_t k_t v_tᵀ, o_t = S_tᵀ q_t. `g` is log α.
 recurrence kda {
     axis K, V

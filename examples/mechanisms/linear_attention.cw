@@ -1,4 +1,4 @@
-/// Linear attention. Katharopoulos, Vyas, Pappas, Fleuret 2020 (arXiv 2006.16236), eq. 18,
+/// Linear attention. Katharopoulos, Vyas, Pappas, Fleuret 2020 (arXiv 2006.16236),
 /// with the identity as feature map and without the normaliser: S_t = S_{t-1} + k_t v_tᵀ, o_t = S_tᵀ q_t.
 recurrence linear_attention {
     axis K, V

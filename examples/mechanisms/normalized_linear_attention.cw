@@ -1,4 +1,4 @@
-/// Linear attention with its normaliser. Katharopoulos, Vyas, Pappas, Fleuret 2020 (arXiv 2006.16236), eq. 18 to 20,
+/// Linear attention with its normaliser. Katharopoulos, Vyas, Pappas, Fleuret 2020 (arXiv 2006.16236),
 /// feature map elu(x) + 1: S_t = S_{t-1} + φ(k_t) v_tᵀ, z_t = z_{t-1} + φ(k_t), o_t = S_tᵀ φ(q_t) / z_tᵀ φ(q_t).
 recurrence normalized_linear_attention {
     axis K, V

@@ -1,4 +1,4 @@
-/// Gated linear attention with a scalar gate. Yang, Wang, Shen, Panda, Kim 2023 (arXiv 2312.06635), section 4,
+/// Gated linear attention with a scalar gate. Yang, Wang, Shen, Panda, Kim 2023 (arXiv 2312.06635),
 /// the gate the same for every row: S_t = α_t S_{t-1} + k_t v_tᵀ, o_t = S_tᵀ q_t. `g` is log α.
 recurrence simple_gla {
     axis K, V
