@@ -169,9 +169,6 @@ fn contradiction(rows: Vec<Row>) -> bool {
         }
     }
     while !system.is_empty() {
-        if system.len() > MAX_ROWS {
-            return false;
-        }
         let mut counts: BTreeMap<Unknown, (usize, usize)> = BTreeMap::new();
         for (unknown, factor) in system.keys().flatten() {
             let count = counts.entry(*unknown).or_default();
@@ -194,6 +191,9 @@ fn contradiction(rows: Vec<Row>) -> bool {
                 let Some(sum) = sum else { return false };
                 if !tighten_into(sum, &mut rest) {
                     return true;
+                }
+                if rest.len() > MAX_ROWS {
+                    return false;
                 }
             }
         }

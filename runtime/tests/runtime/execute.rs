@@ -159,3 +159,25 @@ fn a_signature_that_does_not_fit_is_refused() {
     other.abi += 1;
     assert!(refusal(other).contains("version 2 of the calling contract, this is 1"));
 }
+
+#[test]
+fn artifacts_can_be_shared_between_threads() {
+    fn shared<T: Send + Sync>() {}
+    shared::<chunkwise_runtime::execute::CpuArtifact>();
+    let artifact = artifact();
+    let inputs = Case::equal(2, 9, [2; 4]).tensors(&mut Numbers(17), 9);
+    let alone = artifact.run_backward(&inputs, None, &Options::threads(1)).unwrap();
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for _ in 0..10 {
+                    let results = artifact.run_backward(&inputs, None, &Options::threads(2)).unwrap();
+                    for (name, tensor) in &results {
+                        assert_eq!(tensor.to_f32(), alone[name].to_f32(), "{name}");
+                    }
+                    artifact.recycle(results);
+                }
+            });
+        }
+    });
+}
