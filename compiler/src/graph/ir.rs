@@ -532,6 +532,33 @@ impl Op {
     }
 }
 
+impl Op {
+    /// Dimensions it names itself, other than in a scan's body.
+    pub fn named_dims(&self) -> Vec<DimId> {
+        match self {
+            Op::Input { layout, .. } => layout.clone(),
+            Op::BodyInput(_)
+            | Op::Const(_)
+            | Op::Unary(..)
+            | Op::Binary(..)
+            | Op::Select { .. }
+            | Op::Broadcast(_)
+            | Op::Guard(..)
+            | Op::StopGradient(_)
+            | Op::ScanResult(..) => Vec::new(),
+            Op::Sum(_, over) | Op::Contract(_, _, over) => over.clone(),
+            Op::MaxOver(_, dim) | Op::Index(_, dim, _) | Op::Stack(_, dim) => vec![*dim],
+            Op::Rename(_, a, b) | Op::Diagonal(_, a, b) | Op::DiagonalPart(_, a, b) => vec![*a, *b],
+            Op::Split(_, a, b, c) | Op::Merge(_, a, b, c) => vec![*a, *b, *c],
+            Op::Segment { row, col, .. } | Op::SegmentGrad { row, col, .. } => vec![*row, *col],
+            Op::Boundary { row, .. } | Op::BoundaryGrad { row, .. } => vec![*row],
+            Op::Gated { row, col, axes, .. } => [&[*row, *col], axes.as_slice()].concat(),
+            Op::Solve(solve) => vec![solve.slot, solve.row, solve.col],
+            Op::Scan(scan) => vec![scan.row],
+        }
+    }
+}
+
 impl Graph {
     /// The node behind an id.
     pub fn node(&self, id: NodeId) -> &Node {

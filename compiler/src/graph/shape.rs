@@ -201,6 +201,12 @@ impl Scope<'_> {
 
     /// Checks a decay; gives all dimensions of its events.
     fn decay(&self, gates: &Gates, row: DimId, col: Option<DimId>) -> Shape {
+        if let Some(col) = col {
+            self.same_size(row, col)?;
+            if row == col {
+                return Err("row and column are the same dimension".into());
+            }
+        }
         for clock in [gates.from, gates.to] {
             self.clock(gates, clock)?;
         }
@@ -208,12 +214,6 @@ impl Scope<'_> {
             self.needs(gate.value, row)?;
             if let Some(col) = col {
                 self.lacks(gate.value, col)?;
-            }
-        }
-        if let Some(col) = col {
-            self.same_size(row, col)?;
-            if row == col {
-                return Err("row and column are the same dimension".into());
             }
         }
         Ok(self.union(gates.events.iter().map(|gate| gate.value), &[]))
