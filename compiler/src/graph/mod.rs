@@ -3,5 +3,9 @@
 pub mod build;
 pub mod interp;
 pub mod ir;
+mod parse;
+pub mod passes;
 pub mod scalar;
 pub mod shape;
+pub mod text;
+pub mod verify;

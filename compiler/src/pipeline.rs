@@ -1,0 +1,23 @@
+//! Everything that is done to a program between two levels, in order.
+//!
+//! Comes in: nothing. Goes out: tables of passes, for the runner in [`crate::pass`] and for whoever lists them.
+
+use crate::graph::ir::Graph;
+use crate::graph::passes::{cse, dce, fold};
+use crate::pass::Pass;
+
+/// Numbers are folded, neutral terms and inverse pairs go.
+pub const FOLD: Pass<Graph> = Pass {
+    name: "fold-trivial",
+    about: "compute what is known without data, leave out what does nothing",
+    run: fold::fold_trivial,
+};
+/// One node for equal ones.
+pub const CSE: Pass<Graph> =
+    Pass { name: "share-equal", about: "keep one of several nodes that compute the same", run: cse::share_equal };
+/// Only what results need.
+pub const DCE: Pass<Graph> =
+    Pass { name: "drop-unused", about: "drop what no result needs, number the rest anew", run: dce::drop_unused };
+
+/// What every graph goes through after it was made or rewritten.
+pub const SIMPLIFY: &[Pass<Graph>] = &[FOLD, CSE, DCE];
