@@ -46,6 +46,7 @@ fn sample(reach: f64) -> Vec<f64> {
         let size = f64::from((f64::from(n) / 6_000.0 * 60.0 - 40.0).exp2() as f32);
         numbers.extend([size, -size]);
     }
+    numbers.retain(|x| x.abs() <= reach);
     numbers
 }
 
@@ -86,17 +87,17 @@ fn softplus(x: f64) -> f64 {
 
 #[test]
 fn functions_are_close_to_their_meaning() {
-    close("neg", 10.0, 0.0, 0.0, |x| -x);
-    close("abs", 10.0, 0.0, 0.0, f64::abs);
-    close("sign", 10.0, 0.0, 0.0, |x| if x == 0.0 { 0.0 } else { x.signum() });
-    close("square", 100.0, 0.51, 0.0, |x| x * x);
-    close("sqrt", 100.0, 0.51, 0.0, f64::sqrt);
-    close("recip", 100.0, 0.51, 0.0, |x| 1.0 / x);
-    // The last 0.35 below the overflow are less exact, see `exp_parts`.
-    close("exp", 88.0, 2.0, 0.0, f64::exp);
+    close("neg", 1e6, 0.0, 0.0, |x| -x);
+    close("abs", 1e6, 0.0, 0.0, f64::abs);
+    close("sign", 1e6, 0.0, 0.0, |x| if x == 0.0 { 0.0 } else { x.signum() });
+    close("square", 1e6, 0.51, 0.0, |x| x * x);
+    close("sqrt", 1e6, 0.51, 0.0, f64::sqrt);
+    close("recip", 1e6, 0.51, 0.0, |x| 1.0 / x);
+    // Just below the overflow the last power of two is left to the polynomial.
+    close("exp", 88.3, 2.0, 0.0, f64::exp);
     close("exp", 88.7, 8.0, 0.0, f64::exp);
     close("expm1", 88.0, 3.0, 0.0, f64::exp_m1);
-    close("log", 100.0, 2.0, 0.0, f64::ln);
+    close("log", 1e6, 2.0, 0.0, f64::ln);
     close("sigmoid", 90.0, 3.0, 0.0, |x| 1.0 / (1.0 + (-x).exp()));
     close("log_sigmoid", 90.0, 3.0, 0.0, |x| -softplus(-x));
     close("softplus", 90.0, 3.0, 0.0, softplus);

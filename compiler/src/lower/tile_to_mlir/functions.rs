@@ -405,18 +405,20 @@ impl Maths<'_> {
         self.op("fdiv", top, sum)
     }
 
-    /// ln(1 + e^−|x|) = 2·artanh(u / (2 + u)) with u = e^−|x|.
+    /// ln(1 + e^−|x|) = 2·artanh(s) with s = u / (2 + u), u = e^−|x|.
     fn log1p_exp_minus_abs(&mut self, x: Val) -> Val {
         let magnitude = self.abs(x);
         let minus = self.neg(magnitude);
         let u = self.exp(minus);
-        let two = self.c(2.0);
+        let (two, half) = (self.c(2.0), self.c(0.5));
         let bottom = self.op("fadd", u, two);
-        let s = self.op("fdiv", u, bottom);
+        // 2s first: s itself may lie below the normal range where u does not.
+        let top = self.op("fadd", u, u);
+        let double = self.op("fdiv", top, bottom);
+        let s = self.op("fmul", double, half);
         let square = self.op("fmul", s, s);
         let q = self.polynomial(&ARTANH, square);
         let q = self.op("fmul", q, square);
-        let double = self.op("fadd", s, s);
         self.fma(double, q, double)
     }
 

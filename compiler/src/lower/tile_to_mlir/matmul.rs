@@ -18,6 +18,9 @@ pub(super) const LOWER_RESULT: i64 = 1;
 pub(super) const LOWER_LEFT: i64 = 2;
 pub(super) const UPPER_LEFT: i64 = 3;
 
+/// Rows whose elements of `a` are found from one address.
+const SHARED: usize = 8;
+
 const MATMUL_TYPES: [Ty; 12] = {
     let (p, i) = (Ty::PTR, Ty::I64);
     [p, i, p, i, i, p, i, i, i, i, i, i]
@@ -42,7 +45,7 @@ fn signature(name: &str, types: &[Ty], attributes: &str) -> String {
 /// Rows of the blocks of a strip, largest first; the last is 1.
 fn block_rows(vectors: &Vectors, strip: usize) -> &'static [usize] {
     match (vectors.lanes, strip) {
-        (16, 2) => &[8, 4, 1],
+        (16, 2) => &[12, 4, 1],
         (16, _) => &[16, 4, 1],
         (_, 2) => &[6, 2, 1],
         (_, _) => &[8, 2, 1],
@@ -153,36 +156,50 @@ fn block(w: &mut Writer, vectors: &Vectors, strip: usize, rows: usize, i: Val, p
     let a_first = w.element(a, a_offset, Elem::F32);
     let b_offset = w.op("mul", begin, b_row, Ty::I64);
     let b_first = w.element(b, b_offset, Elem::F32);
-    let row_offsets: Vec<Val> = (0..rows)
+    // Eight rows share an advancing address; left to itself LLVM advances one for each row, and those additions take
+    // the ports of the multiplications.
+    let offsets: Vec<Val> = (0..rows.min(SHARED))
         .map(|r| {
-            let r = w.i64(i64::try_from(r).expect("a block is small"));
-            w.op("mul", a_row, r, Ty::I64)
+            let bytes = w.i64(4 * i64::try_from(r).expect("a block is small"));
+            w.op("mul", a_row, bytes, Ty::I64)
         })
         .collect();
-
+    let four = w.i64(4);
+    let a_col_bytes = w.op("mul", a_col, four, Ty::I64);
+    let b_row_bytes = w.op("mul", b_row, four, Ty::I64);
+    let groups = rows.div_ceil(SHARED);
     let none = w.f32(0.0, lanes);
     let mut carried = vec![(none, ty); rows * strip];
-    carried.push((a_first, Ty::PTR));
+    for group in 0..groups {
+        let row = w.i64(i64::try_from(SHARED * group).expect("a block is small"));
+        let offset = w.op("mul", a_row, row, Ty::I64);
+        carried.push((w.element(a_first, offset, Elem::F32), Ty::PTR));
+    }
     carried.push((b_first, Ty::PTR));
     let turn = w.open_for_carrying(begin, end, 1, &carried);
-    let (a_here, b_here) = (turn.values[rows * strip], turn.values[rows * strip + 1]);
+    let b_here = turn.values[rows * strip + groups];
     let b_vectors: Vec<Val> = (0..strip)
         .map(|v| {
             let at = w.element_at(b_here, i64::try_from(v).expect("two vectors") * width, Elem::F32);
             w.load(at, ty, "")
         })
         .collect();
-    let mut next = Vec::with_capacity(rows * strip + 2);
-    for (r, offset) in row_offsets.iter().enumerate() {
-        let at = w.element(a_here, *offset, Elem::F32);
-        let number = w.load(at, Ty::F32, "");
-        let factor = w.broadcast(number, Elem::F32, lanes);
-        for (v, b_vector) in b_vectors.iter().enumerate() {
-            next.push(w.intrinsic("fmuladd", &[factor, *b_vector, turn.values[r * strip + v]], ty));
+    let mut next = Vec::with_capacity(carried.len());
+    let mut a_next = Vec::with_capacity(groups);
+    for group in 0..groups {
+        let a_here = w.opaque(turn.values[rows * strip + group]);
+        for r in SHARED * group..rows.min(SHARED * group + SHARED) {
+            let at = if r == SHARED * group { a_here } else { w.byte(a_here, offsets[r % SHARED]) };
+            let number = w.load(at, Ty::F32, "");
+            let factor = w.broadcast(number, Elem::F32, lanes);
+            for (v, b_vector) in b_vectors.iter().enumerate() {
+                next.push(w.intrinsic("fmuladd", &[factor, *b_vector, turn.values[r * strip + v]], ty));
+            }
         }
+        a_next.push(w.byte(a_here, a_col_bytes));
     }
-    next.push(w.element(a_here, a_col, Elem::F32));
-    next.push(w.element(b_here, b_row, Elem::F32));
+    next.extend(a_next);
+    next.push(w.byte(b_here, b_row_bytes));
     let mut sums = w.end_carried(&turn, &next);
     sums.truncate(rows * strip);
 
@@ -195,45 +212,32 @@ fn block(w: &mut Writer, vectors: &Vectors, strip: usize, rows: usize, i: Val, p
     let mask = w.icmp("slt", ramp, limit, Ty { elem: Elem::I32, lanes });
     let dst_offset = w.op("mul", i, dst_row, Ty::I64);
     let dst_first = w.element(dst, dst_offset, Elem::F32);
-    let addresses: Vec<Val> = (0..rows * strip)
-        .map(|n| {
-            let row = w.i64(i64::try_from(n / strip).expect("a block is small"));
-            let offset = w.op("mul", dst_row, row, Ty::I64);
-            let at = w.element(dst_first, offset, Elem::F32);
-            w.element_at(at, i64::try_from(n % strip).expect("two vectors") * width, Elem::F32)
-        })
-        .collect();
-    let write = |w: &mut Writer, n: usize, value: Val| {
-        let at = addresses[n];
-        if n % strip + 1 < strip {
-            w.store(value, at, ty, "");
-        } else if vectors.masks {
-            w.masked_store(value, at, mask, ty);
-        } else {
-            let old = w.load(at, ty, "");
-            let mixed = w.select(mask, value, old, ty);
-            w.store(mixed, at, ty, "");
-        }
-    };
-    let set = w.i64(SET);
-    let replaces = w.icmp("eq", update, set, Ty::I64);
-    w.open_if(replaces);
-    for (n, sum) in sums.iter().enumerate() {
-        write(w, n, *sum);
-    }
-    w.end();
-    let one = w.int(Ty::I1, 1);
-    let adds = w.op("xor", replaces, one, Ty::I1);
-    w.open_if(adds);
-    let subtract = w.i64(SUBTRACT);
+    // One way for all updates: old·keep ± sum, where what is not kept is not read as a number at all.
+    let (set, subtract) = (w.i64(SET), w.i64(SUBTRACT));
+    let keeps = w.icmp("ne", update, set, Ty::I64);
+    let keep = w.broadcast(keeps, Elem::I1, lanes);
     let subtracts = w.icmp("eq", update, subtract, Ty::I64);
     let (plus, minus) = (w.f32(1.0, 0), w.f32(-1.0, 0));
     let sign = w.select(subtracts, minus, plus, Ty::F32);
     let sign = w.broadcast(sign, Elem::F32, lanes);
+    let zeros = w.f32(0.0, lanes);
     for (n, sum) in sums.iter().enumerate() {
-        let old = w.load(addresses[n], ty, "");
-        let value = w.intrinsic("fmuladd", &[*sum, sign, old], ty);
-        write(w, n, value);
+        let row = w.i64(i64::try_from(n / strip).expect("a block is small"));
+        let offset = w.op("mul", dst_row, row, Ty::I64);
+        let at = w.element(dst_first, offset, Elem::F32);
+        let at = w.element_at(at, i64::try_from(n % strip).expect("two vectors") * width, Elem::F32);
+        let last = n % strip + 1 == strip;
+        if vectors.masks {
+            let old = w.masked_load(at, keep, ty);
+            let value = w.intrinsic("fmuladd", &[*sum, sign, old], ty);
+            if last { w.masked_store(value, at, mask, ty) } else { w.store(value, at, ty, "") }
+        } else {
+            // Scratch belongs to this worker alone: writing back what was there is the cheaper mask.
+            let there = w.load(at, ty, "");
+            let old = w.select(keep, there, zeros, ty);
+            let value = w.intrinsic("fmuladd", &[*sum, sign, old], ty);
+            let value = if last { w.select(mask, value, there, ty) } else { value };
+            w.store(value, at, ty, "");
+        }
     }
-    w.end();
 }

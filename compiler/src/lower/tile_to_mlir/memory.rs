@@ -9,32 +9,12 @@ use super::writer::{Elem, Ty, Val};
 use crate::tile::ir::{Expr, Memory, Place};
 use chunkwise_abi::DType;
 
-/// How a place depends on the lane.
-enum Access {
-    /// Not at all.
-    Single,
-    /// Neighbouring lanes are neighbours in memory.
-    Unit,
-    /// Any other way: lane by lane.
-    Scattered,
-}
-
 impl Lowering<'_> {
-    fn access(&self, place: &Place) -> Access {
-        let Some(group) = &self.group else { return Access::Single };
-        let used = |index: &crate::tile::ir::Index| {
-            mentions(&index.value, group) || index.at_most.as_ref().is_some_and(|limit| mentions(limit, group))
-        };
-        if !place.indices.iter().any(used) {
-            return Access::Single;
-        }
-        let contiguous = match place.memory {
-            Memory::Buffer(_) => true,
-            Memory::Arg(arg) => !self.kernel.args[arg.0 as usize].inner.is_empty(),
-        };
-        let (last, before) = place.indices.split_last().expect("an index mentions the lane");
-        let unit = last.at_most.is_none() && last.value.vars.iter().any(|(var, c)| *var == group.var && *c == 1);
-        if contiguous && unit && !before.iter().any(used) { Access::Unit } else { Access::Scattered }
+    /// Whether neighbouring lanes are neighbours in memory; else the place is the same for every lane. There is no
+    /// other way: the verifier sees to it.
+    fn varies(&self, place: &Place) -> bool {
+        let Some(group) = &self.group else { return false };
+        place.indices.last().is_some_and(|last| mentions(&last.value, group))
     }
 
     fn dtype(&self, memory: Memory) -> DType {
@@ -96,72 +76,36 @@ impl Lowering<'_> {
     pub(super) fn load(&mut self, place: &Place) -> Value {
         let dtype = self.dtype(place.memory);
         let tag = self.tag(place.memory);
-        match self.access(place) {
-            Access::Single => {
-                let address = self.address(place);
-                let raw = self.w.load(address, Ty::scalar(element(dtype)), &tag);
-                Value::Uniform(self.to_f32(raw, dtype, 0))
-            }
-            Access::Unit => {
-                let address = self.address(place);
-                let group = self.group.as_ref().expect("a place that depends on the lane stands inside lanes");
-                let (lanes, count, valid) = (group.lanes, group.count, group.valid);
-                let active = group.active.clone();
-                let ty = Ty { elem: element(dtype), lanes };
-                // Scratch may be read past the end of a row; a tensor of the caller may not.
-                let guarded = matches!(place.memory, Memory::Arg(_));
-                let vectors = (0..count)
-                    .map(|n| {
-                        let at = self.w.element_at(address, lane(n * lanes), ty.elem);
-                        let mut mask = None;
-                        if guarded {
-                            mask = active.as_ref().map(|masks| masks[n]);
-                            if valid < lanes {
-                                let tail = self.w.mask(lanes, 0, valid);
-                                mask = Some(match mask {
-                                    None => tail,
-                                    Some(mask) => self.w.op("and", mask, tail, Ty { elem: Elem::I1, lanes }),
-                                });
-                            }
-                        }
-                        let raw = match mask {
-                            None => self.w.load(at, ty, &tag),
-                            Some(mask) => self.w.masked_load(at, mask, ty),
-                        };
-                        self.to_f32(raw, dtype, lanes)
-                    })
-                    .collect();
-                Value::Lanes(vectors)
-            }
-            Access::Scattered => self.gather(place, dtype, &tag),
+        let address = self.address(place);
+        if !self.varies(place) {
+            let raw = self.w.load(address, Ty::scalar(element(dtype)), &tag);
+            return Value::Uniform(self.to_f32(raw, dtype, 0));
         }
-    }
-
-    /// Reads lane by lane. A lane that is not active reads the first element of the tensor instead.
-    fn gather(&mut self, place: &Place, dtype: DType, tag: &str) -> Value {
         let group = self.group.as_ref().expect("a place that depends on the lane stands inside lanes");
-        let (var, lanes, count, valid) = (group.var, group.lanes, group.count, group.valid);
+        let (lanes, count, valid) = (group.lanes, group.count, group.valid);
         let active = group.active.clone();
-        let first = self.vars[&var];
         let ty = Ty { elem: element(dtype), lanes };
-        let masks_ty = ty.with(Elem::I1);
+        // Scratch may be read past the end of a row; a tensor of the caller may not.
+        let guarded = matches!(place.memory, Memory::Arg(_));
         let vectors = (0..count)
             .map(|n| {
-                let mut vector = self.w.zero(ty);
-                for l in 0..valid {
-                    let number = self.w.i64(lane(n * lanes + l));
-                    let here = self.w.op("add", first, number, Ty::I64);
-                    self.vars.insert(var, here);
-                    let mut address = self.address(place);
-                    if let (Some(masks), Memory::Arg(arg)) = (&active, place.memory) {
-                        let holds = self.w.extract(masks[n], l, masks_ty);
-                        address = self.w.select(holds, address, self.tensors[arg.0 as usize].base, Ty::PTR);
+                let at = self.w.element_at(address, lane(n * lanes), ty.elem);
+                let mut mask = None;
+                if guarded {
+                    mask = active.as_ref().map(|masks| masks[n]);
+                    if valid < lanes {
+                        let tail = self.w.mask(lanes, 0, valid);
+                        mask = Some(match mask {
+                            None => tail,
+                            Some(mask) => self.w.op("and", mask, tail, Ty { elem: Elem::I1, lanes }),
+                        });
                     }
-                    let raw = self.w.load(address, Ty::scalar(ty.elem), tag);
-                    vector = self.w.insert(vector, l, raw, ty);
                 }
-                self.vars.insert(var, first);
-                self.to_f32(vector, dtype, lanes)
+                let raw = match mask {
+                    None => self.w.load(at, ty, &tag),
+                    Some(mask) => self.w.masked_load(at, mask, ty),
+                };
+                self.to_f32(raw, dtype, lanes)
             })
             .collect();
         Value::Lanes(vectors)
@@ -169,38 +113,27 @@ impl Lowering<'_> {
 
     pub(super) fn store(&mut self, place: &Place, value: &Expr) {
         let values = self.values(value);
-        let dtype = self.dtype(place.memory);
-        let tag = self.tag(place.memory);
-        let Some(group) = &self.group else {
+        if !self.varies(place) {
             self.store_scalar(place, values[0]);
             return;
-        };
-        let (var, lanes, valid) = (group.var, group.lanes, group.valid);
+        }
+        let dtype = self.dtype(place.memory);
+        let tag = self.tag(place.memory);
+        let group = self.group.as_ref().expect("a place that depends on the lane stands inside lanes");
+        let (lanes, valid) = (group.lanes, group.valid);
         let ty = Ty { elem: element(dtype), lanes };
-        let first = self.vars[&var];
-        let access = self.access(place);
-        let address = match access {
-            Access::Unit => Some(self.address(place)),
-            Access::Single | Access::Scattered => None,
-        };
+        let address = self.address(place);
         for (n, value) in values.into_iter().enumerate() {
             let raw = self.from_f32(value, dtype, lanes);
-            let Some(address) = address else {
-                // One element for all lanes holds any of them; scattered ones are written lane by lane.
-                for l in 0..valid {
-                    let number = self.w.i64(lane(n * lanes + l));
-                    let here = self.w.op("add", first, number, Ty::I64);
-                    self.vars.insert(var, here);
-                    let address = self.address(place);
-                    let one = self.w.extract(raw, l, ty);
-                    self.w.store(one, address, Ty::scalar(ty.elem), &tag);
-                }
-                self.vars.insert(var, first);
-                continue;
-            };
             let at = self.w.element_at(address, lane(n * lanes), ty.elem);
             if valid == lanes {
                 self.w.store(raw, at, ty, &tag);
+                continue;
+            }
+            if valid == 1 {
+                // LLVM 22 narrows a masked store of one lane of halves to a store of a whole word.
+                let one = self.w.extract(raw, 0, ty);
+                self.w.store(one, at, Ty::scalar(ty.elem), &tag);
                 continue;
             }
             let mask = self.w.mask(lanes, 0, valid);
@@ -215,7 +148,7 @@ impl Lowering<'_> {
         }
     }
 
-    /// Writes one number, outside lanes.
+    /// Writes one number to a place that does not depend on the lane.
     pub(super) fn store_scalar(&mut self, place: &Place, value: Val) {
         let dtype = self.dtype(place.memory);
         let tag = self.tag(place.memory);

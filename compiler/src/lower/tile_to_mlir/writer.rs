@@ -51,7 +51,6 @@ pub struct Ty {
 }
 
 impl Ty {
-    pub const I1: Ty = Ty::scalar(Elem::I1);
     pub const I32: Ty = Ty::scalar(Elem::I32);
     pub const I64: Ty = Ty::scalar(Elem::I64);
     pub const F32: Ty = Ty::scalar(Elem::F32);
@@ -271,16 +270,15 @@ impl Writer {
         self.raw_value(format_args!("llvm.extractelement {vector}[{at} : i64] : {ty}"))
     }
 
-    /// A vector with one lane replaced.
-    pub fn insert(&mut self, vector: Val, lane: usize, value: Val, ty: Ty) -> Val {
-        let at = self.i64(i64::try_from(lane).expect("a lane"));
-        self.raw_value(format_args!("llvm.insertelement {value}, {vector}[{at} : i64] : {ty}"))
-    }
-
     /// Address of element `index` of an array of `elem` at `base`.
     pub fn element(&mut self, base: Val, index: Val, elem: Elem) -> Val {
         let elem = Ty::scalar(elem);
         self.raw_value(format_args!("llvm.getelementptr {base}[{index}] : (!llvm.ptr, i64) -> !llvm.ptr, {elem}"))
+    }
+
+    /// Address so many bytes further.
+    pub fn byte(&mut self, base: Val, bytes: Val) -> Val {
+        self.raw_value(format_args!("llvm.getelementptr {base}[{bytes}] : (!llvm.ptr, i64) -> !llvm.ptr, i8"))
     }
 
     /// Address of a fixed element of an array of `elem` at `base`.
@@ -290,6 +288,11 @@ impl Writer {
         }
         let offset = self.i64(index);
         self.element(base, offset, elem)
+    }
+
+    /// The same address, from where LLVM cannot see that: it keeps its hands off the arithmetic that follows.
+    pub fn opaque(&mut self, address: Val) -> Val {
+        self.raw_value(format_args!("llvm.inline_asm \"\", \"=r,0\" {address} : (!llvm.ptr) -> !llvm.ptr"))
     }
 
     /// Reads memory. `tag` names a TBAA attribute, or is empty.
@@ -340,11 +343,6 @@ impl Writer {
     /// −x
     pub fn negate(&mut self, x: Val, ty: Ty) -> Val {
         self.raw_value(format_args!("llvm.fneg {x} : {ty}"))
-    }
-
-    /// A vector of zero bits.
-    pub fn zero(&mut self, ty: Ty) -> Val {
-        self.constant(ty, 0)
     }
 
     /// Opens `for i in lo .. hi step step`; gives `i`. Close with [`Writer::end`].

@@ -46,7 +46,7 @@ impl Level {
         }
     }
 
-    fn needs(self) -> &'static [&'static str] {
+    pub fn needs(self) -> &'static [&'static str] {
         match self {
             Level::Plain => &[],
             Level::Avx2 => &["+avx2", "+fma", "+f16c", "+bmi2"],

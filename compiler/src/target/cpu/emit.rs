@@ -148,8 +148,7 @@ fn optimise(
     if cfg!(debug_assertions) {
         module.verify().map_err(|message| bug("verify-llvm", message.to_string()))?;
     }
-    let passes = std::env::var("CW_PASSES").unwrap_or(PASSES.to_string());
     module
-        .run_passes(&passes, machine, PassBuilderOptions::create())
+        .run_passes(PASSES, machine, PassBuilderOptions::create())
         .map_err(|message| bug("optimise-llvm", message.to_string()))
 }
