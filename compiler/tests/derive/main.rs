@@ -1,0 +1,5 @@
+//! Derived forms against recorded fixtures and against the reference, in float64.
+
+#[path = "../reference/examples.rs"]
+mod examples;
+mod fixtures;
