@@ -2,7 +2,9 @@
 //! code. In: a plan and tensors; out: results under the same names whichever way was taken. It never decides which
 //! way is right: that is what `verify` compares.
 
+use chunkwise_compiler::artifact::Parts;
 use chunkwise_compiler::compile::{self, Derived, Request};
+use chunkwise_compiler::derive::form::Form;
 use chunkwise_compiler::graph::interp;
 use chunkwise_compiler::reference;
 use chunkwise_compiler::tensor::Bundle;
@@ -39,19 +41,28 @@ pub struct Engine<'p> {
 enum Way {
     Reference,
     Interpreted(Box<Derived>),
+    #[cfg(feature = "llvm")]
+    Compiled(Box<crate::compiled::Compiled>, Option<usize>),
 }
 
 impl<'p> Engine<'p> {
     /// Derives and compiles what the plan asks for. `length` is the longest sequence that will come, which a form
     /// whose memory depends on it has to know.
-    pub fn prepare(instance: &Instance<'p>, plan: &Plan, backward: bool, length: usize) -> Result<Engine<'p>, Failure> {
-        let way = match (plan.form.derived(), plan.precision) {
+    pub fn prepare(instance: &Instance<'p>, plan: &Plan, parts: Parts, length: usize) -> Result<Engine<'p>, Failure> {
+        let way = match (plan.form.derived(), plan.precision.compiled()) {
             (None, _) => Way::Reference,
-            (Some(form), Precision::F64) => {
-                let request = Request { form, chunk: plan.chunk, max_length: length, backward };
+            (Some(form), None) => {
+                let request = request(form, plan.chunk, length, parts);
                 Way::Interpreted(Box::new(compile::derive(instance, &request)?))
             }
-            (Some(_), Precision::F32 | Precision::Bf16 | Precision::F16) => return Err(no_compiler()),
+            #[cfg(feature = "llvm")]
+            (Some(form), Some(dtype)) => {
+                let request = request(form, plan.chunk, length, parts);
+                let compiled = crate::compiled::prepare(instance, &request, parts, dtype, plan.cache)?;
+                Way::Compiled(Box::new(compiled), plan.threads)
+            }
+            #[cfg(not(feature = "llvm"))]
+            (Some(_), Some(_)) => return Err(no_compiler()),
         };
         Ok(Engine { instance: instance.clone(), way })
     }
@@ -74,14 +85,18 @@ impl<'p> Engine<'p> {
                 // The tensors were matched with the program before, so whatever is wrong is wrong here.
                 result.map_err(|error| Failure::Ours(error.to_string()))
             }
+            #[cfg(feature = "llvm")]
+            Way::Compiled(compiled, threads) => crate::compiled::run(&compiled.artifact, tensors, backward, *threads),
         }
     }
 
     /// Changes the number of worker threads. An interpreter has one.
-    pub fn set_threads(&mut self, threads: Option<usize>) {
-        match &self.way {
+    pub fn set_threads(&mut self, number: Option<usize>) {
+        match &mut self.way {
+            #[cfg(feature = "llvm")]
+            Way::Compiled(_, threads) => *threads = number,
             Way::Reference | Way::Interpreted(_) => {
-                let _ = threads;
+                let _ = number;
             }
         }
     }
@@ -91,11 +106,48 @@ impl<'p> Engine<'p> {
         match &self.way {
             Way::Reference => None,
             Way::Interpreted(derived) => Some(derived.chunk),
+            #[cfg(feature = "llvm")]
+            Way::Compiled(compiled, _) => Some(compiled.artifact.signature.chunk),
+        }
+    }
+
+    /// What the user should know about how it was prepared.
+    pub fn warning(&self) -> Option<&str> {
+        match &self.way {
+            Way::Reference | Way::Interpreted(_) => None,
+            #[cfg(feature = "llvm")]
+            Way::Compiled(compiled, _) => compiled.warning.as_deref(),
+        }
+    }
+
+    /// The compiled code, where there is some.
+    #[cfg(feature = "llvm")]
+    pub fn compiled(&self) -> Option<&crate::compiled::Compiled> {
+        match &self.way {
+            Way::Reference | Way::Interpreted(_) => None,
+            Way::Compiled(compiled, _) => Some(compiled),
         }
     }
 }
 
-fn no_compiler() -> Failure {
+/// What to ask of the compiler. Only a parallel form is made for a length, which is rounded up so that sequences of
+/// nearly the same length share one.
+pub fn request(form: Form, chunk: Option<usize>, length: usize, parts: Parts) -> Request {
+    let max_length = match form {
+        Form::Parallel if length <= 16 => 16,
+        Form::Parallel => length.checked_next_multiple_of(64).unwrap_or(length),
+        Form::Recurrent | Form::Chunkwise => 0,
+    };
+    let backward = match parts {
+        Parts::Forward => false,
+        Parts::Gradients | Parts::Both => true,
+    };
+    Request { form, chunk, max_length, backward }
+}
+
+/// Said wherever compiled code is asked for and cannot be made.
+#[cfg(not(feature = "llvm"))]
+pub fn no_compiler() -> Failure {
     Failure::Input(
         "this chunkwise was built without LLVM and makes no compiled code; use --dtype f64, or build it with the \
          feature `llvm`"

@@ -5,7 +5,12 @@
 //! together, and it alone reads, writes and draws. It never computes anything that a library could.
 
 pub mod binding;
+#[cfg(feature = "llvm")]
+pub mod c_interface;
 pub mod commands;
+#[cfg(feature = "llvm")]
+pub mod compiled;
+pub mod costs;
 pub mod data_checks;
 pub mod engine;
 pub mod failure;

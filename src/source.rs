@@ -33,29 +33,35 @@ pub struct Checked {
 }
 
 impl Source {
-    /// Reads a file; `-` is standard input.
+    /// Reads a program; `-` is standard input.
     pub fn read(path: &Path) -> Result<Source, Failure> {
+        Source::read_at_most(path, MAX_BYTES)
+    }
+
+    /// Reads a text of at most so many bytes; `-` is standard input.
+    pub fn read_at_most(path: &Path, max_bytes: u64) -> Result<Source, Failure> {
         let shown = path.display().to_string();
         if shown == "-" {
-            return Source::take("standard input".to_owned(), std::io::stdin().lock());
+            return Source::take("standard input".to_owned(), std::io::stdin().lock(), max_bytes);
         }
         if path.is_dir() {
             return Err(Failure::Input(format!("`{shown}` is a folder; give a .cw file")));
         }
         let file = std::fs::File::open(path)
             .map_err(|error| Failure::Input(format!("`{shown}` cannot be read: {}", plain(&error))))?;
-        Source::take(shown, file)
+        Source::take(shown, file, max_bytes)
     }
 
-    fn take(path: String, reader: impl Read) -> Result<Source, Failure> {
+    fn take(path: String, reader: impl Read, max_bytes: u64) -> Result<Source, Failure> {
         let mut bytes = Vec::new();
         reader
-            .take(MAX_BYTES + 1)
+            .take(max_bytes + 1)
             .read_to_end(&mut bytes)
             .map_err(|error| Failure::Input(format!("`{path}` cannot be read: {}", plain(&error))))?;
-        if bytes.len() as u64 > MAX_BYTES {
+        if bytes.len() as u64 > max_bytes {
             return Err(Failure::Input(format!(
-                "`{path}` is larger than 1 MiB; a recurrence takes a few lines, so this is probably not a .cw file"
+                "`{path}` is larger than {} MiB; a recurrence takes a few lines, so this is probably another file",
+                max_bytes >> 20
             )));
         }
         let text = String::from_utf8(bytes).map_err(|error| {

@@ -1,7 +1,129 @@
-//! `chunkwise doctor`.
+//! `chunkwise doctor`: what this machine has and what chunkwise lacks. In: the machine; out: a list. It changes
+//! nothing but for one empty file in the cache's folder, which it takes away again.
+
+use std::path::Path;
+use std::process::Command;
+
+use chunkwise_runtime::cache::Cache;
+use serde_json::json;
+
 use crate::failure::Failure;
+use crate::report;
+
 /// Arguments of `doctor`.
 #[derive(Debug, clap::Args)]
-pub struct Arguments {}
-/// Does it.
-pub fn run(_arguments: &Arguments) -> Result<(), Failure> { Ok(()) }
+#[command(after_help = "\
+Examples:
+  chunkwise doctor
+  chunkwise doctor --json")]
+pub struct Arguments {
+    /// Print the list as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// One thing looked at.
+struct Finding {
+    what: &'static str,
+    /// Whether it is as it should be.
+    well: bool,
+    found: String,
+    /// What to do, where something is to be done.
+    advice: Option<&'static str>,
+}
+
+/// Looks at everything.
+pub fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let findings = [version(), llvm(), processor(), threads(), cache(), linker(), gpu()];
+    if arguments.json {
+        let list = findings.iter().map(|finding| {
+            json!({ "what": finding.what, "well": finding.well, "found": finding.found, "advice": finding.advice })
+        });
+        report::say_json(&json!({ "findings": list.collect::<Vec<_>>() }));
+        return Ok(());
+    }
+    for finding in &findings {
+        report::say(format_args!("{} {:<12} {}", if finding.well { "✓" } else { "✗" }, finding.what, finding.found));
+        if let Some(advice) = finding.advice {
+            report::say(format_args!("  {:<12} {advice}", ""));
+        }
+    }
+    Ok(())
+}
+
+fn version() -> Finding {
+    let found = format!("{} (calling contract {})", env!("CARGO_PKG_VERSION"), chunkwise_abi::ABI_VERSION);
+    Finding { what: "chunkwise", well: true, found, advice: None }
+}
+
+#[cfg(feature = "llvm")]
+fn llvm() -> Finding {
+    let (major, minor, patch) = chunkwise_compiler::target::cpu::llvm_version();
+    Finding { what: "LLVM", well: true, found: format!("{major}.{minor}.{patch}, linked in"), advice: None }
+}
+
+#[cfg(not(feature = "llvm"))]
+fn llvm() -> Finding {
+    let advice = "without it programs run in the float64 interpreters only; build with the feature `llvm`";
+    Finding { what: "LLVM", well: false, found: "not part of this build".to_owned(), advice: Some(advice) }
+}
+
+#[cfg(feature = "llvm")]
+fn processor() -> Finding {
+    let target = chunkwise_compiler::target::cpu::CpuTarget::host();
+    Finding {
+        what: "processor",
+        well: true,
+        found: format!("{}, vectors of {}", target.processor, target.level.name()),
+        advice: None,
+    }
+}
+
+#[cfg(not(feature = "llvm"))]
+fn processor() -> Finding {
+    Finding { what: "processor", well: true, found: std::env::consts::ARCH.to_owned(), advice: None }
+}
+
+fn threads() -> Finding {
+    let found = std::thread::available_parallelism().map_or("unknown".to_owned(), |number| number.to_string());
+    Finding { what: "threads", well: true, found, advice: None }
+}
+
+fn cache() -> Finding {
+    let (cache, warning) = Cache::of_user();
+    let (well, found) = match (cache.directory(), warning) {
+        (_, Some(warning)) => (false, warning.to_string()),
+        (None, None) => (false, "none".to_owned()),
+        (Some(folder), None) => match writable(folder) {
+            Ok(()) => (true, folder.display().to_string()),
+            Err(error) => (false, format!("{} cannot be written to: {}", folder.display(), crate::source::plain(&error))),
+        },
+    };
+    let advice = (!well).then_some("set CHUNKWISE_CACHE to a folder that can be written to, or compile anew each time");
+    Finding { what: "cache", well, found, advice }
+}
+
+fn writable(folder: &Path) -> std::io::Result<()> {
+    std::fs::create_dir_all(folder)?;
+    tempfile::NamedTempFile::new_in(folder).map(drop)
+}
+
+fn linker() -> Finding {
+    let said = Command::new("cc").arg("--version").output();
+    match said {
+        Ok(said) if said.status.success() => {
+            let first = String::from_utf8_lossy(&said.stdout).lines().next().unwrap_or("cc").to_owned();
+            Finding { what: "cc", well: true, found: first, advice: None }
+        }
+        Ok(_) | Err(_) => Finding {
+            what: "cc",
+            well: false,
+            found: "not found".to_owned(),
+            advice: Some("`chunkwise build` links with it; on Debian: apt-get install gcc libc6-dev"),
+        },
+    }
+}
+
+fn gpu() -> Finding {
+    Finding { what: "GPU", well: true, found: "none looked for: this chunkwise computes on the cpu".to_owned(), advice: None }
+}

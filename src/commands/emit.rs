@@ -1,53 +1,266 @@
-//! `chunkwise emit`: a program at any stage of the compiler, as text. In: a `.cw` file; out: text. It never runs
-//! anything.
+//! `chunkwise emit`: a program at any stage of the compiler, as text. In: a `.cw` file, or a text of one of our own
+//! levels (`.cwg`, `.cwt`); out: text. It never runs anything.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use chunkwise_abi::DType;
+use chunkwise_compiler::artifact::Parts;
+use chunkwise_compiler::compile;
+use chunkwise_compiler::graph::ir::Graph;
+use chunkwise_compiler::lower::graph_to_tile;
+use chunkwise_compiler::lower::program_to_graph::program_to_graph;
 use chunkwise_compiler::reference;
+use chunkwise_compiler::tile::ir::Kernel;
+use chunkwise_compiler::{graph, pass, pipeline, tile};
+use chunkwise_dsl::instance::Instance;
 
+use crate::engine;
 use crate::failure::Failure;
-use crate::options::Which;
+use crate::options::{FormChoice, Which};
+use crate::precision::Precision;
 use crate::report;
 use crate::source::{Checked, Source};
+use crate::tensors::write_whole;
+
+/// The largest text of a level that is read back.
+const MAX_TEXT: u64 = 64 << 20;
 
 /// Stages of the compiler that have a text.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
 pub enum Stage {
     /// the program as it was read
     Ast,
+    /// what one token does (.cwg)
+    Graph,
+    /// what one step of a form does (.cwg)
+    Derived,
+    /// the kernel, with its loops and memory (.cwt)
+    Tile,
+    /// MLIR
+    Mlir,
+    /// LLVM IR
+    Llvm,
+    /// assembly of this machine
+    Asm,
     /// the reference as a NumPy function
     Reference,
+}
+
+/// Outputs or gradients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Towards {
+    /// outputs and final states
+    Forward,
+    /// the same, keeping what the gradients need
+    ForwardSaving,
+    /// gradients
+    Backward,
 }
 
 /// Arguments of `emit`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
+Sizes that are not given are 64, and 2 for an axis that a `for` runs over. A file that ends in .cwg or .cwt is read at
+that level and goes on from there.
+
 Examples:
-  chunkwise emit delta.cw --to reference > delta.py")]
+  chunkwise emit delta.cw --to reference > delta.py
+  chunkwise emit delta.cw --to derived --form chunkwise --direction backward --size K=128,V=128
+  chunkwise emit delta.cw --to derived > step.cwg; chunkwise emit step.cwg --to tile
+  chunkwise emit delta.cw --to asm --dump passes/        # every stage and pass as a file")]
 pub struct Arguments {
-    /// The program
+    /// The program: .cw, or .cwg or .cwt as an earlier `emit` wrote it
     file: PathBuf,
     /// The stage
     #[arg(long, value_enum, value_name = "STAGE")]
     to: Stage,
+    /// Which form, from `derived` on
+    #[arg(long, value_enum, default_value_t = FormChoice::Chunkwise)]
+    form: FormChoice,
+    /// Which kernel, from `derived` on
+    #[arg(long, value_enum, default_value_t = Towards::Forward)]
+    direction: Towards,
+    /// Tokens a chunk, 1 to 256
+    #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u16).range(1..=256))]
+    chunk: Option<u16>,
+    /// The longest sequence of a parallel form
+    #[arg(long, value_name = "TOKENS", default_value_t = 64)]
+    length: usize,
+    /// Type of the tensors of a token, from `tile` on
+    #[arg(long, value_enum, default_value_t = Precision::F32)]
+    dtype: Precision,
+    /// Also write every stage up to this one, pass by pass, into a folder
+    #[arg(long, value_name = "DIR")]
+    dump: Option<PathBuf>,
     #[command(flatten)]
     which: Which,
 }
 
 /// Prints one stage.
 pub fn run(arguments: &Arguments) -> Result<(), Failure> {
-    match arguments.to {
-        Stage::Ast => {
-            let checked = Checked::read(&arguments.file)?;
-            let Source { text, .. } = &checked.source;
-            let (file, _) = chunkwise_dsl::parse(text);
-            report::say(chunkwise_dsl::format(&file).trim_end());
+    let mut dump = Dump::new(arguments.dump.as_deref())?;
+    let text = match arguments.file.extension().and_then(|extension| extension.to_str()) {
+        Some("cwg") => from_graph(arguments, read_graph(&arguments.file)?, &mut dump)?,
+        Some("cwt") => from_tile(arguments, read_tile(&arguments.file)?, &mut dump)?,
+        Some(_) | None => from_program(arguments, &mut dump)?,
+    };
+    report::say(text.trim_end());
+    Ok(())
+}
+
+/// Files of a dump, numbered in order.
+struct Dump<'a> {
+    folder: Option<&'a Path>,
+    written: usize,
+}
+
+impl<'a> Dump<'a> {
+    fn new(folder: Option<&'a Path>) -> Result<Dump<'a>, Failure> {
+        if let Some(folder) = folder {
+            std::fs::create_dir_all(folder).map_err(|error| {
+                let why = crate::source::plain(&error);
+                Failure::Input(format!("`{}` cannot be made a folder: {why}", folder.display()))
+            })?;
         }
-        Stage::Reference => {
-            let checked = Checked::read(&arguments.file)?;
-            let program = checked.select(arguments.which.recurrence.as_deref())?;
-            report::say(reference::numpy::print(program).trim_end());
+        Ok(Dump { folder, written: 0 })
+    }
+
+    fn file(&mut self, name: &str, text: &str) -> Result<(), Failure> {
+        let Some(folder) = self.folder else { return Ok(()) };
+        let path = folder.join(format!("{:02}-{name}", self.written));
+        self.written += 1;
+        write_whole(&path, text.as_bytes())
+    }
+}
+
+fn from_program(arguments: &Arguments, dump: &mut Dump) -> Result<String, Failure> {
+    let checked = Checked::read(&arguments.file)?;
+    let (file, _) = chunkwise_dsl::parse(&checked.source.text);
+    let tree = chunkwise_dsl::format(&file);
+    dump.file("ast.cw", &tree)?;
+    if arguments.to == Stage::Ast {
+        return Ok(tree);
+    }
+    let program = checked.select(arguments.which.recurrence.as_deref())?;
+    if arguments.to == Stage::Reference {
+        let text = reference::numpy::print(program);
+        dump.file("reference.py", &text)?;
+        return Ok(text);
+    }
+    let instance = arguments.which.instance(program)?;
+    let token = graph::text::print(&program_to_graph(&instance).graph);
+    dump.file("token.cwg", &token)?;
+    if arguments.to == Stage::Graph {
+        return Ok(token);
+    }
+    let graph = derive(arguments, &instance, dump)?;
+    from_graph(arguments, graph, dump)
+}
+
+/// The graph of the form and direction asked for, with the record of its derivation in the dump.
+fn derive(arguments: &Arguments, instance: &Instance, dump: &mut Dump) -> Result<Graph, Failure> {
+    let Some(form) = arguments.form.derived() else {
+        return Err(Failure::Input(
+            "the naive form is the program itself; --to graph and --to reference show it, and the later stages are of \
+             --form recurrent, parallel or chunkwise"
+                .to_owned(),
+        ));
+    };
+    let parts = match arguments.direction {
+        Towards::Forward => Parts::Forward,
+        Towards::ForwardSaving | Towards::Backward => Parts::Gradients,
+    };
+    let request = engine::request(form, arguments.chunk.map(usize::from), arguments.length, parts);
+    let derived = compile::derive(instance, &request)?;
+    dump.file("derivation.txt", &derived.derivation.to_string())?;
+    let wanted = match arguments.direction {
+        Towards::Forward => Some(derived.forward),
+        Towards::ForwardSaving => derived.forward_saving,
+        Towards::Backward => derived.backward,
+    };
+    wanted.ok_or_else(|| Failure::Ours("the direction asked for was not derived".to_owned()))
+}
+
+fn from_graph(arguments: &Arguments, mut graph: Graph, dump: &mut Dump) -> Result<String, Failure> {
+    match arguments.to {
+        Stage::Ast | Stage::Reference => return Err(downwards("a .cwg file", "derived, tile, mlir, llvm, asm")),
+        Stage::Graph | Stage::Derived | Stage::Tile | Stage::Mlir | Stage::Llvm | Stage::Asm => {}
+    }
+    dump.file("derived.cwg", &graph::text::print(&graph))?;
+    let mut written = Ok(());
+    let mut keep = |_: usize, name: &str, text: &str| {
+        if written.is_ok() {
+            written = dump.file(&format!("{name}.cwg"), text);
+        }
+    };
+    let mut options = pass::Options { verify: true, dump: Some(&mut keep) };
+    pass::run(&mut graph, pipeline::SIMPLIFY, &mut options)?;
+    written?;
+    if arguments.to <= Stage::Derived {
+        return Ok(graph::text::print(&graph));
+    }
+    let Some(dtype_tokens) = arguments.dtype.compiled() else {
+        return Err(Failure::Input("kernels take f32, bf16 or f16; float64 is for the interpreters".to_owned()));
+    };
+    let options = graph_to_tile::Options { dtype_tokens, dtype_heads: DType::F32 };
+    from_tile(arguments, graph_to_tile::lower(&graph, &options)?, dump)
+}
+
+fn from_tile(arguments: &Arguments, kernel: Kernel, dump: &mut Dump) -> Result<String, Failure> {
+    match arguments.to {
+        Stage::Ast | Stage::Reference | Stage::Graph | Stage::Derived => {
+            return Err(downwards("a .cwt file", "tile, mlir, llvm, asm"));
+        }
+        Stage::Tile | Stage::Mlir | Stage::Llvm | Stage::Asm => {}
+    }
+    let text = tile::text::print(&kernel);
+    dump.file("kernel.cwt", &text)?;
+    if arguments.to == Stage::Tile {
+        return Ok(text);
+    }
+    machine_code(arguments.to, &kernel, dump)
+}
+
+#[cfg(feature = "llvm")]
+fn machine_code(to: Stage, kernel: &Kernel, dump: &mut Dump) -> Result<String, Failure> {
+    use chunkwise_compiler::target::cpu::{CpuTarget, Want, compile_kernels};
+    let everything = dump.folder.is_some();
+    let want = |stage: Stage| to == stage || everything && to > stage;
+    let want = Want { mlir: want(Stage::Mlir), llvm: want(Stage::Llvm), asm: want(Stage::Asm), object: false };
+    let compiled = compile_kernels(&[(kernel, "kernel")], &CpuTarget::host(), want)?;
+    let mut last = None;
+    for (name, text) in [("kernel.mlir", compiled.mlir), ("kernel.ll", compiled.llvm), ("kernel.s", compiled.asm)] {
+        if let Some(text) = text {
+            dump.file(name, &text)?;
+            last = Some(text);
         }
     }
-    Ok(())
+    last.ok_or_else(|| Failure::Ours("the stage came back without a text".to_owned()))
+}
+
+#[cfg(not(feature = "llvm"))]
+fn machine_code(_: Stage, _: &Kernel, _: &mut Dump) -> Result<String, Failure> {
+    Err(engine::no_compiler())
+}
+
+fn downwards(what: &str, stages: &str) -> Failure {
+    Failure::Input(format!("{what} is read at its own level and goes down only: --to {stages}"))
+}
+
+fn read_graph(path: &Path) -> Result<Graph, Failure> {
+    let Source { path, text } = Source::read_at_most(path, MAX_TEXT)?;
+    let graph = graph::text::parse(&text).map_err(|error| Failure::Input(format!("`{path}`, {error}")))?;
+    match graph::verify::verify(&graph) {
+        Ok(_) => Ok(graph),
+        Err(error) => Err(Failure::Input(format!("`{path}` is not a graph that makes sense:\n{error}"))),
+    }
+}
+
+fn read_tile(path: &Path) -> Result<Kernel, Failure> {
+    let Source { path, text } = Source::read_at_most(path, MAX_TEXT)?;
+    let kernel = tile::text::parse(&text).map_err(|error| Failure::Input(format!("`{path}`, {error}")))?;
+    match tile::verify::verify(&kernel) {
+        Ok(()) => Ok(kernel),
+        Err(error) => Err(Failure::Input(format!("`{path}`: {error}"))),
+    }
 }

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use chunkwise_compiler::artifact::Parts;
 use chunkwise_compiler::tensor::Bundle;
 use chunkwise_dsl::instance::Instance;
 use chunkwise_dsl::program::Program;
@@ -95,7 +96,11 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
         eprintln!("warning: no grad_out.* or grad_final.* in `{}`, so every gradient will be zero", file.path());
     }
     let length = extents.tokens;
-    let mut engine = Engine::prepare(&instance, &plan, arguments.backward, length)?;
+    let parts = if arguments.backward { Parts::Gradients } else { Parts::Forward };
+    let mut engine = Engine::prepare(&instance, &plan, parts, length)?;
+    if let Some(warning) = engine.warning() {
+        eprintln!("warning: {warning}");
+    }
     let results = engine.run(&bundle, arguments.backward)?;
     let precision = |name: &str| result_precision(program, plan.precision, name);
     tensors::write(&arguments.output, &results, precision)?;

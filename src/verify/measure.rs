@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use chunkwise_compiler::artifact::Parts;
 use chunkwise_compiler::reference;
 use chunkwise_compiler::tensor::Bundle;
 use chunkwise_dsl::instance::Instance;
@@ -143,7 +144,7 @@ impl<'p> Subject<'p> {
             self.engines.clear();
         }
         if !self.engines.contains_key(&key) {
-            let engine = Engine::prepare(&self.instance(case)?, &plan, true, length)?;
+            let engine = Engine::prepare(&self.instance(case)?, &plan, Parts::Both, length)?;
             self.engines.insert(key.clone(), engine);
         }
         Ok(self.engines.get_mut(&key).expect("it was just put there"))
