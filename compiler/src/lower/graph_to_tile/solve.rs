@@ -102,6 +102,7 @@ impl Lowering<'_> {
         let mut dims = vec![solve.slot, solve.row];
         dims.extend(axes);
         let seen = self.b.allocate("seen", &dims);
+        self.fill(scope, &seen, &dims, 0.0);
         let seen_at = |slot: usize, row: &Affine, env: &Env| {
             seen.place(&env.with(solve.slot, number(slot as i64)).with(solve.row, row.clone()))
         };
