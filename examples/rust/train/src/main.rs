@@ -1,0 +1,3 @@
+//! Trains two small language models that differ in nothing but their `.cw` file.
+
+fn main() {}
