@@ -53,16 +53,22 @@ fn draw_gates(draw: &mut Draw, graph: &Graph, wanted: &[DimId]) -> Gates {
     Gates { from: draw.below(n + 1), to: draw.below(n + 1), events }
 }
 
+/// Whether a node is a value; a scan is not, only its results are.
+fn is_value(node: &Node) -> bool {
+    !matches!(node.op, Op::Scan(_))
+}
+
 /// A later node more often, so that chains grow.
 fn pick(draw: &mut Draw, graph: &Graph) -> NodeId {
-    let n = graph.nodes.len();
-    NodeId((n - 1 - draw.below(n).min(draw.below(n))) as u32)
+    let values: Vec<usize> = (0..graph.nodes.len()).filter(|&n| is_value(&graph.nodes[n])).collect();
+    let n = values.len();
+    NodeId(values[n - 1 - draw.below(n).min(draw.below(n))] as u32)
 }
 
 /// A node with exactly these dimensions, if there is one.
 fn with_dims(draw: &mut Draw, graph: &Graph, dims: &[DimId]) -> Option<NodeId> {
     let dims = canonical(graph, dims.iter().copied());
-    let all: Vec<usize> = (0..graph.nodes.len()).filter(|&n| graph.nodes[n].dims == dims).collect();
+    let all: Vec<usize> = (0..graph.nodes.len()).filter(|&n| is_value(&graph.nodes[n]) && graph.nodes[n].dims == dims).collect();
     (!all.is_empty()).then(|| NodeId(all[draw.below(all.len())] as u32))
 }
 
@@ -301,7 +307,9 @@ fn draw_graph(draw: &mut Draw) -> Graph {
     }
     for n in 0..graph.carries.len() {
         let dims = &graph.node(graph.carries[n].input).dims;
-        let fits: Vec<usize> = (0..graph.nodes.len()).filter(|&at| graph.nodes[at].dims == *dims).collect();
+        let fits: Vec<usize> = (0..graph.nodes.len())
+            .filter(|&at| is_value(&graph.nodes[at]) && graph.nodes[at].dims == *dims)
+            .collect();
         graph.carries[n].output = NodeId(fits[draw.below(fits.len())] as u32);
     }
     for at in given..graph.nodes.len() {

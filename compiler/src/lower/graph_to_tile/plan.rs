@@ -129,8 +129,8 @@ fn operands(op: &Op) -> (Vec<NodeId>, Vec<NodeId>) {
         Op::Contract(_, _, over) if !over.is_empty() => (op.operands(), Vec::new()),
         Op::Merge(x, ..) => (vec![*x], Vec::new()),
         Op::Solve(solve) => {
-            let arrays = op.operands().into_iter().filter(|x| !solve.rhs.contains(x)).collect();
-            (arrays, solve.rhs.clone())
+            let blocks = solve.lower.iter().chain(&solve.scale).copied().flatten();
+            (blocks.chain(solve.gates.events.iter().map(|e| e.value)).collect(), solve.rhs.clone())
         }
         Op::Scan(scan) => {
             (scan.sequences.iter().chain(&scan.invariants).copied().collect(), scan.carries.clone())
