@@ -55,12 +55,15 @@ impl Level for crate::graph::ir::Graph {
     }
 }
 
+/// Takes number, name and text of a pass that changed the program.
+pub type Dump<'o> = &'o mut dyn FnMut(usize, &str, &str);
+
 /// How passes are run.
 pub struct Options<'o> {
     /// Verify after every pass.
     pub verify: bool,
-    /// Takes number, name and text of every pass that changed the program.
-    pub dump: Option<&'o mut dyn FnMut(usize, &str, &str)>,
+    /// Is handed what every pass that changed the program left.
+    pub dump: Option<Dump<'o>>,
 }
 
 impl Options<'_> {

@@ -2,6 +2,8 @@
 
 #[path = "graph/closed_forms.rs"]
 mod closed_forms;
+#[path = "graph/derived.rs"]
+mod derived;
 #[path = "graph/gated.rs"]
 mod gated;
 #[path = "graph/passes.rs"]

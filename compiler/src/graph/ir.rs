@@ -258,7 +258,7 @@ pub enum Op {
     /// The value; no gradient goes through.
     StopGradient(NodeId),
     /// `[row, col]`: the segment from the column's token to the row's where col < row (or ≤ with `diagonal`), else 0.
-    /// The gates have no axes of their own here (other than `…`, batch dimensions such as blocks).
+    /// Other dimensions of the gates (blocks, axes) are the result's too: a segment for each of their positions.
     Segment {
         /// Decay; may have no events: then 1 where visible.
         gates: Gates,

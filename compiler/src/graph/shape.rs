@@ -244,11 +244,7 @@ impl Scope<'_> {
 
     fn segment(&self, gates: &Gates, row: DimId, col: DimId) -> Shape {
         let dims = self.decay(gates, row, Some(col))?;
-        let axis = dims.iter().find(|&&dim| dim != row && matches!(self.graph.dim(dim).kind, DimKind::Axis(_)));
-        match axis {
-            Some(&dim) => Err(format!("a segment between tokens has no axis, these gates have {}", self.name(dim))),
-            None => Ok(canonical(self.graph, dims.into_iter().chain([row, col]))),
-        }
+        Ok(canonical(self.graph, dims.into_iter().chain([row, col])))
     }
 
     fn boundary(&self, side: Side, gates: &Gates, row: DimId) -> Shape {

@@ -91,12 +91,6 @@ fn gates_have_rows_and_clocks() {
         "%24 = segment",
         "clock 3 of a decay with 2",
     );
-    refused(
-        "(log %12, factor %13) from 1 to 2",
-        "(log %0, factor %13) from 1 to 2",
-        "%24 = segment",
-        "these gates have K",
-    );
     refused("segment t s diagonal", "segment t t diagonal", "%24 = segment", "the same dimension");
     refused("segment t s gates ()", "segment t K gates ()", "%25 = segment", "t has 4 positions, K has 3");
     refused("segment_grad 1", "segment_grad 2", "%26 = segment_grad", "event 2 of a decay with 2");
