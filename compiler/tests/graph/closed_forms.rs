@@ -77,9 +77,8 @@ fn naive(given: &Bundle, sequences: &[(usize, usize, usize)], length: usize, hea
                     found.out[((b * length + t) * heads + h) * 3 + v] = o;
                 }
             }
-            for v in 0..3 {
-                found.last.extend([state[0][v], state[1][v]]);
-            }
+            let [first, second] = state;
+            found.last.extend(first.into_iter().zip(second).flat_map(|(x, y)| [x, y]));
         }
     }
     found

@@ -318,10 +318,11 @@ fn eliminate(mut matrix: Vec<Vec<f64>>, mut rhs: Vec<f64>) -> Vec<f64> {
         let pivot = (at..n).max_by(|&a, &b| matrix[a][at].abs().total_cmp(&matrix[b][at].abs())).unwrap();
         matrix.swap(at, pivot);
         rhs.swap(at, pivot);
+        let above = matrix[at].clone();
         for row in at + 1..n {
-            let factor = matrix[row][at] / matrix[at][at];
-            for col in at..n {
-                matrix[row][col] -= factor * matrix[at][col];
+            let factor = matrix[row][at] / above[at];
+            for (x, y) in matrix[row].iter_mut().zip(&above) {
+                *x -= factor * y;
             }
             rhs[row] -= factor * rhs[at];
         }
