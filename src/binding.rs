@@ -126,10 +126,8 @@ pub fn bind(
     let heads = settle_heads(&found, &mut complaints);
     for axis in &program.axes {
         if complaints.is_empty() && !sizes.known.contains_key(&axis.name) {
-            complaints.push(format!(
-                "no tensor has axis `{0}`, so its size has to be given: --size {0}=NUMBER",
-                axis.name
-            ));
+            complaints
+                .push(format!("no tensor has axis `{0}`, so its size has to be given: --size {0}=NUMBER", axis.name));
         }
     }
     let size = |letter: &str| sizes.known.get(letter).map_or(0, |(size, _)| *size);

@@ -40,7 +40,8 @@ typedef struct cw_call {
 /// The header.
 pub fn header(name: &str, manifest: &Manifest) -> String {
     let guard = format!("{}_H", name.to_uppercase());
-    let mut text = format!("/* {name}: made by chunkwise {}. */\n#ifndef {guard}\n#define {guard}\n\n", env!("CARGO_PKG_VERSION"));
+    let mut text =
+        format!("/* {name}: made by chunkwise {}. */\n#ifndef {guard}\n#define {guard}\n\n", env!("CARGO_PKG_VERSION"));
     text.push_str("#include <stdint.h>\n\n#ifdef __cplusplus\nextern \"C\" {\n#endif\n\n");
     text.push_str(CONTRACT);
     for signature in &manifest.recurrences {
@@ -69,12 +70,12 @@ fn function(text: &mut String, signature: &Signature, kernel: &KernelSignature) 
         line(text, format_args!("     {number}  {}", described(arg)));
     }
     line(text, format_args!("*/"));
-    line(text, format_args!("#define {}_SCRATCH {} /* bytes a thread */", kernel.symbol.to_uppercase(), kernel.scratch_bytes));
-    line(text, format_args!("#define {}_TENSORS {}", kernel.symbol.to_uppercase(), kernel.args.len()));
     line(
         text,
-        format_args!("void {}(const cw_call *call, int64_t begin, int64_t end, void *scratch);", kernel.symbol),
+        format_args!("#define {}_SCRATCH {} /* bytes a thread */", kernel.symbol.to_uppercase(), kernel.scratch_bytes),
     );
+    line(text, format_args!("#define {}_TENSORS {}", kernel.symbol.to_uppercase(), kernel.args.len()));
+    line(text, format_args!("void {}(const cw_call *call, int64_t begin, int64_t end, void *scratch);", kernel.symbol));
 }
 
 /// `read     q          f32  [B, T, H, K=64]`

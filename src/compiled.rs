@@ -85,9 +85,9 @@ pub fn run(
     let results =
         if backward { artifact.run_backward(&given, None, &options) } else { artifact.run(&given, None, &options) };
     let results = results.map_err(launch)?;
-    let widened = results.iter().map(|(name, tensor)| {
-        (name.clone(), Tensor { shape: tensor.shape().to_vec(), data: tensor.to_f64() })
-    });
+    let widened = results
+        .iter()
+        .map(|(name, tensor)| (name.clone(), Tensor { shape: tensor.shape().to_vec(), data: tensor.to_f64() }));
     Ok(widened.collect())
 }
 

@@ -65,7 +65,15 @@ fn count(dims: &[Dim], nodes: &[Node], rows: f64, times: f64, costs: &mut Costs)
             Op::Gated { row, col, axes, .. } => {
                 // A product, a decay and a sum for each pair of rows and each axis, below the diagonal.
                 let pairs = elements(dims, &[*row]) * elements(dims, &[*col]) / 2.0;
-                let outer = elements(dims, &node.dims.iter().copied().filter(|d| d != row && d != col && !axes.contains(d)).collect::<Vec<_>>());
+                let outer = elements(
+                    dims,
+                    &node
+                        .dims
+                        .iter()
+                        .copied()
+                        .filter(|d| d != row && d != col && !axes.contains(d))
+                        .collect::<Vec<_>>(),
+                );
                 costs.matmul_flops += 3.0 * pairs * outer * elements(dims, axes) * times;
             }
             Op::Solve(solve) => {

@@ -37,7 +37,10 @@ impl std::fmt::Display for Failure {
         match self {
             Failure::Verification(text) | Failure::Input(text) | Failure::Refused(text) => f.write_str(text),
             Failure::Ours(text) => {
-                write!(f, "{text}\nThis is a mistake in chunkwise, not in your program; please report it with the file.")
+                write!(
+                    f,
+                    "{text}\nThis is a mistake in chunkwise, not in your program; please report it with the file."
+                )
             }
         }
     }

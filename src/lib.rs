@@ -13,6 +13,7 @@ pub mod compiled;
 pub mod costs;
 pub mod data_checks;
 pub mod engine;
+pub mod explain;
 pub mod failure;
 pub mod options;
 pub mod precision;

@@ -8,7 +8,11 @@ use clap::Parser;
 
 /// From a recurrence as it stands in a paper to verified kernels.
 #[derive(Parser)]
-#[command(name = "chunkwise", version, arg_required_else_help = true, after_help = "\
+#[command(
+    name = "chunkwise",
+    version,
+    arg_required_else_help = true,
+    after_help = "\
 A recurrence is written in a .cw file; see examples/mechanisms. A first round:
 
   chunkwise check examples/mechanisms/gated_delta_rule.cw
@@ -17,7 +21,8 @@ A recurrence is written in a .cw file; see examples/mechanisms. A first round:
   chunkwise bench examples/mechanisms/gated_delta_rule.cw --size K=128,V=128
 
 Exit codes: 0 all went well, 1 a verification failed, 2 bad input, a refused program or a limit,
-3 a mistake of ours.")]
+3 a mistake of ours."
+)]
 struct Line {
     #[command(subcommand)]
     command: Command,

@@ -20,9 +20,10 @@ pub fn draw(source: &Source, diagnostic: &Diagnostic, colours: bool) -> String {
         let kind = if label.primary { AnnotationKind::Primary } else { AnnotationKind::Context };
         kind.span(inside(label.span, text)).label(label.text.as_str())
     });
-    let mut group = level.primary_title(diagnostic.title.as_str()).id(diagnostic.code.number()).element(
-        Snippet::source(text).path(source.path.as_str()).annotations(annotations),
-    );
+    let mut group = level
+        .primary_title(diagnostic.title.as_str())
+        .id(diagnostic.code.number())
+        .element(Snippet::source(text).path(source.path.as_str()).annotations(annotations));
     for note in &diagnostic.notes {
         group = group.element(Level::NOTE.message(note.as_str()));
     }

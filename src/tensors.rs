@@ -179,9 +179,7 @@ fn check_overlaps(entries: &IndexMap<String, Entry>) -> Result<(), String> {
     by_place.sort_by_key(|(_, entry)| (entry.range.start, entry.range.end));
     match by_place.windows(2).find(|pair| pair[0].1.range.end > pair[1].1.range.start) {
         None => Ok(()),
-        Some(pair) => {
-            Err(format!("tensors `{}` and `{}` overlap", shown_name(pair[0].0), shown_name(pair[1].0)))
-        }
+        Some(pair) => Err(format!("tensors `{}` and `{}` overlap", shown_name(pair[0].0), shown_name(pair[1].0))),
     }
 }
 
@@ -240,8 +238,7 @@ fn outgoing(tensor: &Tensor, precision: Precision) -> Outgoing {
 /// Writes a file through a temporary one beside it, so that nobody ever sees half of it.
 pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
     let shown = path.display();
-    let refuse =
-        |error: &std::io::Error| Failure::Input(format!("`{shown}` cannot be written: {}", plain(error)));
+    let refuse = |error: &std::io::Error| Failure::Input(format!("`{shown}` cannot be written: {}", plain(error)));
     if path.is_dir() {
         return Err(Failure::Input(format!("`{shown}` is a folder; give the name of a file to write")));
     }
@@ -284,7 +281,9 @@ mod tests {
 
     #[test]
     fn every_lie_of_a_header_is_found() {
-        let entry = |shape: &str, offsets: &str| format!(r#"{{"q":{{"dtype":"F32","shape":{shape},"data_offsets":{offsets}}}}}"#);
+        let entry = |shape: &str, offsets: &str| {
+            format!(r#"{{"q":{{"dtype":"F32","shape":{shape},"data_offsets":{offsets}}}}}"#)
+        };
         for (bytes, expected) in [
             (b"".to_vec(), "it has 0 bytes"),
             (u64::MAX.to_le_bytes().to_vec(), "the header should take 18446744073709551615 bytes, but only 0 follow"),
@@ -292,7 +291,10 @@ mod tests {
             (file(&"[".repeat(5000), b""), "its header is not the JSON object"),
             (file("{\"q\": 3}", b""), "tensor `q` has no `dtype`"),
             (file(&entry("[2]", "[0, 8, 9]"), &[0; 8]), "needs two `data_offsets`"),
-            (file(&entry("[2]", "[0, 8]"), &[0; 7]), "should lie at bytes 0 to 8 of the data, and the data are 7 bytes"),
+            (
+                file(&entry("[2]", "[0, 8]"), &[0; 7]),
+                "should lie at bytes 0 to 8 of the data, and the data are 7 bytes",
+            ),
             (file(&entry("[2]", "[8, 0]"), &[0; 8]), "should lie at bytes 8 to 0"),
             (file(&entry("[-2]", "[0, 8]"), &[0; 8]), "`shape` that is not whole numbers"),
             (file(&entry("[3]", "[0, 8]"), &[0; 8]), "needs 12 bytes, and 8 are given"),
@@ -313,8 +315,9 @@ mod tests {
     fn every_prefix_and_every_flipped_byte_of_a_file_is_survived() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("x.safetensors");
-        let tensors: Bundle =
-            [("q", [2, 3]), ("k", [3, 1])].map(|(name, shape)| (name.to_owned(), Tensor::from_fn(&shape, |i| i as f64))).into();
+        let tensors: Bundle = [("q", [2, 3]), ("k", [3, 1])]
+            .map(|(name, shape)| (name.to_owned(), Tensor::from_fn(&shape, |i| i as f64)))
+            .into();
         write(&path, &tensors, |_| Precision::F32).unwrap();
         let whole = std::fs::read(&path).unwrap();
         for length in 0..whole.len() {

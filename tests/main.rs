@@ -1,1 +1,3 @@
 //! The one integration test binary: each that links LLVM is large.
+
+mod cli;

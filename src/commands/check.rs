@@ -62,6 +62,8 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     match (errors, warnings) {
         (0, _) => Ok(()),
         (_, 0) => Err(Failure::Refused(render::count(errors, "error"))),
-        _ => Err(Failure::Refused(format!("{}, {}", render::count(errors, "error"), render::count(warnings, "warning")))),
+        _ => {
+            Err(Failure::Refused(format!("{}, {}", render::count(errors, "error"), render::count(warnings, "warning"))))
+        }
     }
 }

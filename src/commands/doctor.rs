@@ -96,7 +96,9 @@ fn cache() -> Finding {
         (None, None) => (false, "none".to_owned()),
         (Some(folder), None) => match writable(folder) {
             Ok(()) => (true, folder.display().to_string()),
-            Err(error) => (false, format!("{} cannot be written to: {}", folder.display(), crate::source::plain(&error))),
+            Err(error) => {
+                (false, format!("{} cannot be written to: {}", folder.display(), crate::source::plain(&error)))
+            }
         },
     };
     let advice = (!well).then_some("set CHUNKWISE_CACHE to a folder that can be written to, or compile anew each time");
@@ -125,5 +127,10 @@ fn linker() -> Finding {
 }
 
 fn gpu() -> Finding {
-    Finding { what: "GPU", well: true, found: "none looked for: this chunkwise computes on the cpu".to_owned(), advice: None }
+    Finding {
+        what: "GPU",
+        well: true,
+        found: "none looked for: this chunkwise computes on the cpu".to_owned(),
+        advice: None,
+    }
 }

@@ -111,9 +111,9 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
 fn refuse_device(device: &str) -> Result<(), Failure> {
     match device {
         "cpu" => Ok(()),
-        "cuda" | "gpu" | "nvidia" => {
-            Err(Failure::Input(format!("`--device {device}` is not supported yet; this chunkwise computes on the cpu only")))
-        }
+        "cuda" | "gpu" | "nvidia" => Err(Failure::Input(format!(
+            "`--device {device}` is not supported yet; this chunkwise computes on the cpu only"
+        ))),
         other => Err(Failure::Input(format!("there is no device `{other}`; the devices are: cpu"))),
     }
 }
@@ -145,8 +145,7 @@ fn bind<'p>(
     let shapes: BTreeMap<String, Vec<usize>> =
         file.entries().iter().map(|(name, entry)| (name.clone(), entry.shape.clone())).collect();
     let extents = binding::bind(program, &shapes, &arguments.which.sizes()?).map_err(Failure::input_all)?;
-    let instance =
-        Instance::new(program, &extents.sizes, &arguments.which.constants()?).map_err(Failure::input_all)?;
+    let instance = Instance::new(program, &extents.sizes, &arguments.which.constants()?).map_err(Failure::input_all)?;
     let mut bundle = Bundle::new();
     for slot in binding::slots(program) {
         if file.entries().contains_key(&slot.name) && (arguments.backward || !slot.cotangent) {
@@ -176,17 +175,11 @@ fn refuse(option: &str, complaints: Vec<String>) -> Result<(), Failure> {
     Err(Failure::input_all(std::iter::once(format!("{option} refuses the input:")).chain(complaints)))
 }
 
-fn say(
-    arguments: &Arguments,
-    plan: &Plan,
-    engine: &Engine,
-    results: &Bundle,
-    precision: impl Fn(&str) -> Precision,
-) {
+fn say(arguments: &Arguments, plan: &Plan, engine: &Engine, results: &Bundle, precision: impl Fn(&str) -> Precision) {
     if arguments.json {
-        let tensors = results.iter().map(|(name, tensor)| {
-            json!({ "name": name, "shape": tensor.shape, "dtype": precision(name).name() })
-        });
+        let tensors = results
+            .iter()
+            .map(|(name, tensor)| json!({ "name": name, "shape": tensor.shape, "dtype": precision(name).name() }));
         report::say_json(&json!({
             "output": arguments.output.display().to_string(),
             "form": plan.form.name(),
@@ -196,9 +189,9 @@ fn say(
         }));
         return;
     }
-    let rows = results.iter().map(|(name, tensor)| {
-        [name.clone(), format!("{:?}", tensor.shape), precision(name).name().to_owned()]
-    });
+    let rows = results
+        .iter()
+        .map(|(name, tensor)| [name.clone(), format!("{:?}", tensor.shape), precision(name).name().to_owned()]);
     report::say(report::table(["tensor", "shape", "type"], rows));
     report::say(format_args!("written to {}", arguments.output.display()));
 }

@@ -121,12 +121,9 @@ fn show(arguments: &Arguments, name: &str, report: &Report) {
 
 fn why(failed: &Failed) -> String {
     match (&failed.finding, &failed.message) {
-        (Some(it), _) => format!(
-            ": `{}` is off by {}, allowed is {}",
-            it.tensor,
-            report::error(it.error),
-            report::error(it.allowed)
-        ),
+        (Some(it), _) => {
+            format!(": `{}` is off by {}, allowed is {}", it.tensor, report::error(it.error), report::error(it.allowed))
+        }
         (None, Some(message)) => format!(": {message}"),
         (None, None) => String::new(),
     }

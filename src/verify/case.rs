@@ -30,15 +30,8 @@ pub enum Regime {
 
 impl Regime {
     /// All of them.
-    pub const ALL: [Regime; 7] = [
-        Regime::Usual,
-        Regime::Weak,
-        Regime::Strong,
-        Regime::Saturated,
-        Regime::Bound,
-        Regime::Zeros,
-        Regime::Mixed,
-    ];
+    pub const ALL: [Regime; 7] =
+        [Regime::Usual, Regime::Weak, Regime::Strong, Regime::Saturated, Regime::Bound, Regime::Zeros, Regime::Mixed];
 
     /// A word.
     pub fn name(self) -> &'static str {
@@ -207,7 +200,8 @@ mod tests {
 
     #[test]
     fn a_case_reads_back_from_what_is_printed() {
-        let source = "recurrence x { axis K, V input q: [K], v: [V] state S: [K, V] S = S + q * v output o: [V] = q @ S }";
+        let source =
+            "recurrence x { axis K, V input q: [K], v: [V] state S: [K, V] S = S + q * v output o: [V] = q @ S }";
         let programs = chunkwise_dsl::compile(source).unwrap().programs;
         for number in 0..50 {
             let case = Case::draw(&programs[0], 3, number);

@@ -49,13 +49,7 @@ impl Check {
             checks.extend(derived.iter().map(|&form| Check::Agrees(form, Precision::F32)));
             checks.push(Check::Agrees(FormChoice::Chunkwise, Precision::Bf16));
         }
-        checks.extend([
-            Check::Causal,
-            Check::BatchInvariant,
-            Check::Repeatable,
-            Check::ChunkInvariant,
-            Check::Splits,
-        ]);
+        checks.extend([Check::Causal, Check::BatchInvariant, Check::Repeatable, Check::ChunkInvariant, Check::Splits]);
         checks
     }
 
@@ -187,7 +181,8 @@ impl<'p> Subject<'p> {
         let case = Case { tokens: case.tokens.max(2), ..case.clone() };
         let Some((bundle, _)) = self.contract(&case)? else { return Ok(NOT_FINITE) };
         let at = 1 + Random::new(case.seed, "causal").below(case.tokens - 1);
-        let other = draw(self.program, &Case { seed: case.seed ^ 0x5555, ..case.clone() }, Subject::contract_precision());
+        let other =
+            draw(self.program, &Case { seed: case.seed ^ 0x5555, ..case.clone() }, Subject::contract_precision());
         let mut changed = slices::tokens(self.program, &bundle, 0..at);
         for (name, tensor) in slices::tokens(self.program, &other, at..case.tokens) {
             let token = slices::leading(self.program, &name) == Some(Leading::Token);

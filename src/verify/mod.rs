@@ -182,7 +182,9 @@ fn tally(tallies: &mut BTreeMap<(Check, Option<Share>), Row>, check: Check, find
 fn shrink(subject: &mut Subject, check: Check, case: Case) -> Failed {
     let started = Instant::now();
     let failure = |subject: &mut Subject, case: &Case| match subject.measure(check, case) {
-        Ok(Measured::Findings(findings)) => findings.into_iter().find(|finding| !finding.holds()).map(|it| (Some(it), None)),
+        Ok(Measured::Findings(findings)) => {
+            findings.into_iter().find(|finding| !finding.holds()).map(|it| (Some(it), None))
+        }
         Ok(Measured::Void(_)) | Err(Failure::Input(_)) => None,
         Err(failure) => Some((None, Some(failure.to_string()))),
     };

@@ -12,9 +12,9 @@ impl Random {
     /// A stream for a seed and a purpose; streams of different purposes have nothing to do with each other.
     pub fn new(seed: u64, purpose: &str) -> Random {
         // FNV-1a over the purpose.
-        let hash = purpose.bytes().fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-        });
+        let hash = purpose
+            .bytes()
+            .fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
         let mut random = Random { state: seed ^ hash.rotate_left(17), spare: None };
         random.bits();
         random

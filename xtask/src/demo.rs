@@ -9,20 +9,15 @@ use crate::steps::{self, Stop};
 
 const DICTIONARY: &str = "/usr/share/dictd/jargon.dict.dz";
 
-/// Installs, builds, verifies, trains. `arguments` go on to the training program.
+/// Installs and builds; the training program verifies, trains and draws, and `arguments` go on to it.
 pub fn run(arguments: &[String]) -> Result<(), Stop> {
     packages::ensure(&[packages::BUILD.as_slice(), &[packages::TEXT]].concat())?;
-    steps::cargo(&["build", "--release", "--package", "chunkwise", "--package", "chunkwise-demo"])?;
-    for mechanism in ["linear_attention", "gated_delta_rule"] {
-        let file = format!("examples/mechanisms/{mechanism}.cw");
-        let command = ["run", "--release", "--quiet", "--package", "chunkwise", "--", "verify", &file, "--cases", "8"];
-        steps::cargo(&command)?;
-    }
+    steps::cargo(&["build", "--release", "--package", "chunkwise-train"])?;
     let text = unpack_text()?;
     let page = steps::root().join("target/demo/index.html");
-    let mut command = vec!["run", "--release", "--quiet", "--package", "chunkwise-demo", "--"];
+    let mut command = vec!["run", "--release", "--quiet", "--package", "chunkwise-train", "--"];
     let (text, page) = (text.display().to_string(), page.display().to_string());
-    command.extend(["--text", &text, "--page", &page]);
+    command.extend(["--text", &text, "--corpus", "the Jargon File", "--page", &page]);
     command.extend(arguments.iter().map(String::as_str));
     steps::cargo(&command)?;
     println!("\nThe results are in {page}");

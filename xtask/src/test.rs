@@ -10,7 +10,8 @@ pub fn run() -> Result<(), Stop> {
     steps::cargo(&["fmt", "--all", "--check"])?;
     tidy()?;
     steps::cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"])?;
-    steps::cargo(&["test", "--workspace"])?;
+    // The demo is linted like the rest; building its deep-learning library to run no tests would double the time.
+    steps::cargo(&["test", "--workspace", "--exclude", "chunkwise-train"])?;
     if steps::exists("mdbook") {
         steps::run("mdbook", &["build", "docs", "--dest-dir", "../target/book"])?;
     } else {
