@@ -9,7 +9,7 @@ use crate::derive::forms::{self, Options, Plan, Step};
 use crate::derive::recognise::recognise;
 use crate::derive::recurrence::{Class, Recurrence};
 use crate::derive::rule::Derivation;
-use crate::derive::rules::{scan_tokens, transpose};
+use crate::derive::rules::transpose;
 use crate::error::CompileError;
 use crate::graph::build::{Builder, reachable};
 use crate::graph::ir::{Carry, Graph, InputKind, NodeId, Op};
@@ -77,8 +77,7 @@ pub fn derive(instance: &Instance, request: &Request) -> Result<Derived, Compile
             span: None,
         });
     }
-    // Whole blocks of rows; the rows past the chunk's tokens are void.
-    let rows = if tokens > BLOCK { tokens.next_multiple_of(BLOCK) } else { tokens };
+    let rows = padded(tokens);
     let memory = rows.saturating_mul(rows);
     if memory.saturating_mul(8) > STEP_LIMIT {
         return Err(CompileError::Limit {
@@ -116,6 +115,49 @@ pub fn derive(instance: &Instance, request: &Request) -> Result<Derived, Compile
         backward,
         derivation,
     })
+}
+
+/// Derives the summary of a span, steps of `chunk` tokens: a graph whose carries are, for each state `S`, `U.S` (from
+/// zero), `M.S` (from `init.M.S`, block rows of the identity over the stratum's stacked contracted axes) and, where it
+/// decays along kept axes, `D.S` (from `init.D.S`, ones); their last values are `summary.U.S` and so on. Then
+/// S_end = (M S) ⊙ D + U.
+pub fn summarise(instance: &Instance, chunk: Option<usize>) -> Result<Graph, CompileError> {
+    let token = program_to_graph(instance);
+    let mut arena = Builder::resume(token.graph.dims.clone(), token.graph.nodes.clone());
+    let mut derivation = Derivation::default();
+    let recurrence = recognise(&token, &mut arena, &mut derivation);
+    let tokens = chunk.unwrap_or_else(|| default_chunk(&recurrence));
+    let plan = Plan { token: &token, arena, recurrence };
+    let summary = forms::summary(plan, padded(tokens), derivation)?;
+    let carries = summary
+        .carries
+        .iter()
+        .map(|c| Carry {
+            name: c.name.clone(),
+            input: c.start,
+            output: c.end,
+            init: c.from_tensor.then(|| format!("init.{}", c.name)),
+            last: Some(format!("summary.{}", c.name)),
+            layout: c.layout.clone(),
+        })
+        .collect();
+    Ok(assemble(Graph {
+        name: format!("{}.summary.forward", instance.program.name),
+        dims: summary.chunk.b.dims,
+        nodes: summary.chunk.b.nodes,
+        time: Some(summary.chunk.t),
+        tokens,
+        reverse: false,
+        carries,
+        outputs: vec![],
+        layouts: vec![],
+        saves: vec![],
+    }))
+}
+
+/// Rows of a step of that many tokens: whole blocks; the rows past its tokens are void.
+fn padded(tokens: usize) -> usize {
+    if tokens > BLOCK { tokens.next_multiple_of(BLOCK) } else { tokens }
 }
 
 /// Takes the steps of a derivation again and compares record and graphs.
@@ -294,10 +336,4 @@ pub fn refuses(recurrence: &Recurrence, form: Form) -> Option<String> {
         Form::Recurrent => None,
         Form::Chunkwise | Form::Parallel => general,
     }
-}
-
-/// Whether every stratum of a recurrence is gone through a token at a time in any form.
-pub fn only_scans(recurrence: &Recurrence) -> bool {
-    let _ = &scan_tokens::RULE;
-    recurrence.strata.iter().all(|s| !matches!(s.class, Class::LowRank(_)))
 }

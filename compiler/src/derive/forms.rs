@@ -8,10 +8,10 @@ use super::chunk::{Chunk, ChunkEdit, ChunkState};
 use super::recognise::versions_of;
 use super::recurrence::{Class, LowRank, Read, Recurrence};
 use super::rule::Derivation;
-use super::rules::{carry_in, carry_out, close_intra, scan_tokens, split_time, ut_transform};
+use super::rules::{carry_in, carry_out, close_intra, scan_tokens, split_time, summarise_span, ut_transform};
 use crate::error::CompileError;
 use crate::graph::build::Builder;
-use crate::graph::ir::{DimId, InputKind, NodeId, Op};
+use crate::graph::ir::{DimId, DimKind, InputKind, NodeId, Op, Side};
 use crate::lower::program_to_graph::TokenGraph;
 use std::collections::HashMap;
 
@@ -48,6 +48,28 @@ pub struct Step {
     pub ends: Vec<NodeId>,
     /// Tensor inputs by name.
     pub tensors: Vec<(String, NodeId)>,
+}
+
+/// One stratum's span as an affine map; see [`crate::derive::rules::summarise_span`].
+pub struct Summary {
+    /// Nodes, dimensions, record.
+    pub chunk: Chunk,
+    /// Carries of each state: what it is called, which tensors hold its first and last value, the two nodes.
+    pub carries: Vec<SummaryCarry>,
+}
+
+/// A carry of a summary.
+pub struct SummaryCarry {
+    /// `U.S`, `M.S` or `D.S`.
+    pub name: String,
+    /// Whether it starts from a tensor (`init.NAME`: the identity, or ones) rather than zero.
+    pub from_tensor: bool,
+    /// At the step's start.
+    pub start: NodeId,
+    /// At its end.
+    pub end: NodeId,
+    /// Order of its dimensions.
+    pub layout: Vec<DimId>,
 }
 
 /// A stratum already built.
@@ -144,7 +166,106 @@ pub fn forward(plan: Plan<'_>, options: Options, derivation: Derivation) -> Resu
     Ok(Step { chunk: deriver.chunk, outputs, starts, ends, tensors })
 }
 
+/// Builds the summary of a step, for a recurrence whose strata are all of low rank and do not feed each other.
+pub fn summary(plan: Plan<'_>, rows: usize, derivation: Derivation) -> Result<Summary, CompileError> {
+    let Plan { token, arena, recurrence } = plan;
+    let mut chunk = Chunk::new(Builder::with_dims(arena.dims.clone()), rows);
+    chunk.derivation = derivation;
+    let starts: Vec<NodeId> = token
+        .graph
+        .carries
+        .iter()
+        .map(|c| chunk.b.input(&format!("U.{}", c.name), InputKind::Carry, c.layout.clone(), None))
+        .collect();
+    let mut deriver = Deriver {
+        token,
+        arena,
+        strata: recurrence.strata.iter().map(|s| s.states.clone()).collect(),
+        chunk,
+        done: vec![],
+        lifted: HashMap::new(),
+        stratum_of: HashMap::new(),
+    };
+    let mut carries = Vec::new();
+    for stratum in recurrence.strata {
+        let Class::LowRank(form) = stratum.class else {
+            return Err(no_summary("a state that is gone through a token at a time"));
+        };
+        deriver.feeds_nothing(&form)?;
+        let mut ends = vec![None; starts.len()];
+        deriver.low_rank(form.clone(), &starts, &mut ends)?;
+        // The same edits without what they write of their own, on the columns of the identity.
+        let extents: Vec<usize> = form.states.iter().map(|s| deriver.chunk.extent(&s.contracted)).collect();
+        let rank = deriver.arena.dims.len() as u32 * 2;
+        let names: Vec<&str> = form.states.iter().map(|s| token.graph.carries[s.state].name.as_str()).collect();
+        let from = deriver.chunk.b.dim(
+            &format!("from_{}", names.join("_")),
+            DimKind::Axis(rank),
+            extents.iter().sum(),
+        );
+        let homogeneous = summarise_span::homogeneous(&form, from)?;
+        let mut m_starts = starts.clone();
+        for (state, name) in form.states.iter().zip(&names) {
+            let layout: Vec<DimId> = state.contracted.iter().copied().chain([from]).collect();
+            m_starts[state.state] = deriver.chunk.b.input(&format!("M.{name}"), InputKind::Carry, layout, None);
+        }
+        let mut m_ends = vec![None; starts.len()];
+        deriver.low_rank(homogeneous, &m_starts, &mut m_ends)?;
+        let Some(Done::LowRank { .. }) = deriver.done.pop() else { unreachable!("just built") };
+        let Some(Done::LowRank { states, .. }) = deriver.done.last() else { unreachable!("built before") };
+        let on_free: Vec<_> = states.iter().map(|s| s.on_free.clone()).collect();
+        for ((state, name), on_free) in form.states.iter().zip(&names).zip(on_free) {
+            let at = state.state;
+            let layout = token.graph.carries[at].layout.clone();
+            let end = ends[at].expect("every state of the stratum has an end");
+            let end = deriver.chunk.b.broadcast(end, &layout);
+            carries.push(SummaryCarry { name: format!("U.{name}"), from_tensor: false, start: starts[at], end, layout });
+            let layout: Vec<DimId> = state.contracted.iter().copied().chain([from]).collect();
+            let end = m_ends[at].expect("every state of the stratum has an end");
+            let end = deriver.chunk.b.broadcast(end, &layout);
+            carries.push(SummaryCarry { name: format!("M.{name}"), from_tensor: true, start: m_starts[at], end, layout });
+            if let Some(total) = deriver.chunk.boundary(Side::Total, &on_free, 0) {
+                let layout = state.free.clone();
+                let start = deriver.chunk.b.input(&format!("D.{name}"), InputKind::Carry, layout.clone(), None);
+                let end = deriver.chunk.b.times(start, total);
+                let end = deriver.chunk.b.broadcast(end, &layout);
+                carries.push(SummaryCarry { name: format!("D.{name}"), from_tensor: true, start, end, layout });
+            }
+        }
+        deriver.chunk.derivation.record(&summarise_span::RULE, names.join(", "), None);
+    }
+    Ok(Summary { chunk: deriver.chunk, carries })
+}
+
+/// Why there is no summary.
+pub fn no_summary(because: &str) -> CompileError {
+    CompileError::Limit {
+        what: format!("no span summary: {because}"),
+        instead: "carry the state through the span instead".to_owned(),
+        span: None,
+    }
+}
+
 impl Deriver<'_> {
+    /// Checks that nothing of a stratum comes from another stratum's state.
+    fn feeds_nothing(&mut self, form: &LowRank) -> Result<(), CompileError> {
+        let mut nodes = Vec::new();
+        for state in &form.states {
+            for events in [&state.scalar, &state.on_contracted, &state.on_free] {
+                nodes.extend(events.iter().map(|e| e.value));
+            }
+        }
+        for edit in &form.edits {
+            nodes.push(edit.u);
+            nodes.extend(edit.reads.iter().map(|r| r.weight));
+            nodes.extend(edit.scale.iter().chain(&edit.c));
+        }
+        if nodes.into_iter().any(|node| self.stratum_of(node).is_some()) {
+            return Err(no_summary("a read of one state enters another, so they are not affine together"));
+        }
+        Ok(())
+    }
+
     /// The last stratum a token node depends on.
     fn stratum_of(&mut self, node: NodeId) -> Option<usize> {
         if let Some(&known) = self.stratum_of.get(&node) {

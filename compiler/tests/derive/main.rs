@@ -3,3 +3,4 @@
 #[path = "../reference/examples.rs"]
 mod examples;
 mod fixtures;
+mod summary;
