@@ -13,7 +13,8 @@ pub fn run() -> Result<(), Stop> {
     // The demo is linted like the rest; building its deep-learning library to run no tests would double the time.
     steps::cargo(&["test", "--workspace", "--exclude", "chunkwise-train"])?;
     if steps::exists("mdbook") {
-        steps::run("mdbook", &["build", "docs", "--dest-dir", "../target/book"])?;
+        // Where to is said in docs/book.toml.
+        steps::run("mdbook", &["build", "docs"])?;
     } else {
         println!("\nThe book was not built: there is no mdbook here (`cargo install mdbook` brings it).");
     }
