@@ -83,7 +83,7 @@ fn draw_op(draw: &mut Draw, graph: &Graph) -> Option<Op> {
     let side = [Side::Prefix, Side::Suffix, Side::Total][draw.below(3)];
     Some(match draw.below(34) {
         0 => Op::Const([0.0, 1.0, -1.0, 0.5][draw.below(4)]),
-        1 | 2 => Op::Unary([Unary::Neg, Unary::Tanh, Unary::Sin, Unary::Sigmoid][draw.below(4)], a),
+        1 | 2 => Op::Unary([Unary::Neg, Unary::Tanh, Unary::Abs, Unary::Sigmoid][draw.below(4)], a),
         3..=6 => Op::Binary([Binary::Add, Binary::Sub, Binary::Mul, Binary::Max][draw.below(4)], a, b),
         7 => Op::Select { op: Compare::Lt, lhs: a, rhs: b, then: c, otherwise: d },
         8 => Op::Broadcast(a),
@@ -209,7 +209,7 @@ fn push_scan(draw: &mut Draw, graph: &mut Graph) {
     nodes.push(body(Op::Unary(Unary::Tanh, NodeId(8)), state));
     let read = if state.contains(&K) {
         nodes.push(body(Op::Contract(NodeId(6), NodeId(2), vec![K]), &state[1..]));
-        nodes.push(body(Op::Unary(Unary::Sin, NodeId(10)), &state[1..]));
+        nodes.push(body(Op::Unary(Unary::Tanh, NodeId(10)), &state[1..]));
         NodeId(11)
     } else {
         NodeId(6)
