@@ -13,7 +13,7 @@ use super::budget::{self, Share};
 use super::case::Case;
 use super::draw::draw;
 use super::random::Random;
-use super::slices;
+use super::{slices, summary};
 use crate::binding::Leading;
 use crate::engine::{self, Engine, Plan};
 use crate::failure::Failure;
@@ -38,6 +38,8 @@ pub enum Check {
     ChunkInvariant,
     /// Two calls with the state carried over give what one gives, within rounding.
     Splits,
+    /// Summaries of spans, composed, give the final states of one pass, within rounding.
+    Composes,
 }
 
 impl Check {
@@ -63,6 +65,7 @@ impl Check {
             Check::Repeatable => "repeatable over runs and threads, bitwise".to_owned(),
             Check::ChunkInvariant => "chunk size changes nothing".to_owned(),
             Check::Splits => "two calls = one call".to_owned(),
+            Check::Composes => "composed span summaries = one call".to_owned(),
         }
     }
 }
@@ -120,6 +123,7 @@ impl<'p> Subject<'p> {
             Check::Repeatable => self.repeatable(case),
             Check::ChunkInvariant => self.chunk_invariant(case),
             Check::Splits => self.splits(case),
+            Check::Composes => self.composes(case),
         }
     }
 
@@ -274,6 +278,17 @@ impl<'p> Subject<'p> {
             joined.insert(name.clone(), tensor);
         }
         Ok(Measured::Findings(self.compare(case, &bundle, &once, &joined, precision, 2.0)?))
+    }
+
+    fn composes(&mut self, case: &Case) -> Result<Measured, Failure> {
+        let Some((bundle, mut once)) = self.contract(case)? else { return Ok(NOT_FINITE) };
+        let mut random = Random::new(case.seed, "spans");
+        let mut cuts = [0, random.below(case.tokens + 1), random.below(case.tokens + 1), case.tokens];
+        cuts.sort_unstable();
+        let composed = summary::compose(&self.instance(case)?, &bundle, &cuts, case.chunk)?;
+        once.retain(|name, _| name.starts_with("final."));
+        let precision = Subject::contract_precision();
+        Ok(Measured::Findings(self.compare(case, &bundle, &once, &composed, precision, 2.0)?))
     }
 
     /// Compares results, and asks how sensitive the case is only where a budget does not suffice.

@@ -8,6 +8,7 @@ pub mod draw;
 pub mod measure;
 pub mod random;
 pub mod slices;
+pub mod summary;
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};

@@ -13,10 +13,9 @@ const DICTIONARY: &str = "/usr/share/dictd/jargon.dict.dz";
 pub fn run(arguments: &[String]) -> Result<(), Stop> {
     packages::ensure(&[packages::BUILD.as_slice(), &[packages::TEXT]].concat())?;
     steps::cargo(&["build", "--release", "--package", "chunkwise-train"])?;
-    let text = unpack_text()?;
-    let page = steps::root().join("target/demo/index.html");
+    let text = unpack_text()?.display().to_string();
+    let page = steps::root().join("target/demo/index.html").display().to_string();
     let mut command = vec!["run", "--release", "--quiet", "--package", "chunkwise-train", "--"];
-    let (text, page) = (text.display().to_string(), page.display().to_string());
     command.extend(["--text", &text, "--corpus", "the Jargon File", "--page", &page]);
     command.extend(arguments.iter().map(String::as_str));
     steps::cargo(&command)?;

@@ -287,3 +287,26 @@ fn the_book_keeps_to_its_own_style() {
     }
     report("The book keeps to its style", complaints);
 }
+
+#[test]
+fn messages_in_the_book_are_messages_of_the_language() {
+    let snapshots: Vec<String> = ["dsl/tests/refused/snapshots", "dsl/tests/warned/snapshots"]
+        .into_iter()
+        .flat_map(|folder| files(folder, "snap").into_iter().map(move |file| read(&format!("{folder}/{file}"))))
+        .collect();
+    let mut found = 0;
+    let mut complaints = Vec::new();
+    for (page, text) in pages() {
+        for block in text.split("\n```").skip(1).step_by(2) {
+            let code = block.split_once('\n').map_or("", |(_, code)| code);
+            if code.starts_with("error[") || code.starts_with("warning[") {
+                found += 1;
+                if !snapshots.iter().any(|snapshot| snapshot.contains(code.trim_end())) {
+                    complaints.push(format!("{page}: no program of the tests is answered with\n{code}"));
+                }
+            }
+        }
+    }
+    assert!(found > 0, "the book shows messages");
+    report("Messages are quoted as they are", complaints);
+}
