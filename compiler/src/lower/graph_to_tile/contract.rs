@@ -67,11 +67,14 @@ impl Lowering<'_> {
         };
         let (l, r) = (scope.region(left), scope.region(right));
         let (lp, rp) = (self.b.pitch(l.buffer), self.b.pitch(r.buffer));
-        // A product has steps; a value that repeats along a dimension has none.
-        let repeats = |x: NodeId, region: &Region, pitch| {
-            scope.dims(x).iter().any(|&d| self.b.size(d) > 1 && region.stride(d, pitch) == 0)
+        // A matrix has steps, each along rows or along columns: a value that repeats has none, a diagonal both.
+        let odd = |x: NodeId, region: &Region| {
+            scope.dims(x).iter().filter(|&&d| self.b.size(d) > 1).any(|&d| {
+                let step = region.step(d);
+                (step.row == 0) == (step.col == 0)
+            })
         };
-        if repeats(left, &l, lp) || repeats(right, &r, rp) {
+        if odd(left, &l) || odd(right, &r) {
             return None;
         }
         let alone = !scope.dims(left).iter().any(|d| !over.contains(d) && !scope.dims(right).contains(d));
@@ -202,7 +205,8 @@ impl Lowering<'_> {
     fn triangle(&self, scope: &Scope, id: NodeId, shape: &Shape, left: NodeId) -> Triangle {
         let single = |dims: &[DimId], d: DimId| dims == [d];
         if let Some(lower) = &scope.plan.masked[id.index()] {
-            if single(&shape.m, lower.row) && single(&shape.n, lower.col) {
+            let skips = super::plan::may_skip(scope.nodes, id, lower);
+            if skips && single(&shape.m, lower.row) && single(&shape.n, lower.col) {
                 return Triangle::LowerResult;
             }
         }

@@ -224,6 +224,12 @@ impl Lowering<'_> {
             Some(region) => region,
             None => scope.allocate(&mut self.b, id),
         };
+        if let (Op::Guard(x, number), false) = (&scope.node(id).op, empty) {
+            // In place, only the void rows change.
+            if scope.plan.stored[x.index()] && scope.regions[x.index()].as_ref() == Some(&region) {
+                return self.clear_void_rows(scope, &region, &dims, *number);
+            }
+        }
         if !empty {
             let outer = scope.outer.clone();
             self.b.nest(&dims, &outer, &mut |b, env| {
@@ -243,6 +249,19 @@ impl Lowering<'_> {
             };
             self.product(scope, product, &region, update);
         }
+    }
+
+    /// Sets the void rows of a value to a number.
+    fn clear_void_rows(&mut self, scope: &Scope, region: &Region, dims: &[DimId], number: f64) {
+        let (Some(position), Some(time)) = (scope.position, scope.graph.time.filter(|t| dims.contains(t))) else {
+            return;
+        };
+        let others: Vec<DimId> = dims.iter().copied().filter(|&d| d != time).collect();
+        let rows = exactly(super::index::number(scope.graph.rows() as i64));
+        let outer = scope.outer.clone();
+        self.rows("i", super::memory::real_rows(position), rows, |this, i| {
+            this.fill_at(region, &others, &outer.with(time, i.clone()), number);
+        });
     }
 
     /// The absorbed products below a sum, with whether they are subtracted.

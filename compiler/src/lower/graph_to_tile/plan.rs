@@ -45,7 +45,7 @@ pub struct Plan {
     pub fixed: Vec<bool>,
     /// Is zero above a diagonal.
     pub lower: Vec<Option<Lower>>,
-    /// Is a product whose elements above this diagonal are never looked at.
+    /// Nobody looks at its elements above this diagonal.
     pub masked: Vec<Option<Lower>>,
     /// Number of operand positions it stands in, sinks included.
     pub users: Vec<usize>,
@@ -314,7 +314,7 @@ impl Plan {
                 Op::Contract(a, b, over) if !over.is_empty() && !node.dims.is_empty() => {
                     let last = node.dims[node.dims.len() - 1];
                     let batch = [a, b].iter().all(|x| nodes[x.index()].dims.contains(&last));
-                    if !batch && self.masked[term.index()].is_none() {
+                    if !batch {
                         self.absorbed[term.index()] = true;
                     }
                 }
@@ -447,11 +447,12 @@ fn triangles(nodes: &[Node]) -> Vec<Option<Lower>> {
     found
 }
 
-/// Products that are only ever multiplied by a triangle.
+/// Values of which nothing beyond a diagonal is ever looked at, from the last node to the first.
 fn masked(nodes: &[Node], lower: &[Option<Lower>], sinks: &[(NodeId, Sink)]) -> Vec<Option<Lower>> {
-    let mut masked: Vec<Option<Option<Lower>>> = vec![None; nodes.len()];
-    let mut note = |x: NodeId, by: Option<Lower>| {
-        let entry = &mut masked[x.index()];
+    // Outside: whether anybody looks. Inside: the triangle, none for everything.
+    let mut seen: Vec<Option<Option<Lower>>> = vec![None; nodes.len()];
+    fn look(seen: &mut [Option<Option<Lower>>], x: NodeId, by: Option<Lower>) {
+        let entry = &mut seen[x.index()];
         *entry = Some(match (*entry, by) {
             (None, by) => by,
             (Some(Some(a)), Some(b)) if a.row == b.row && a.col == b.col => {
@@ -459,27 +460,50 @@ fn masked(nodes: &[Node], lower: &[Option<Lower>], sinks: &[(NodeId, Sink)]) -> 
             }
             _ => None,
         });
-    };
-    for node in nodes {
+    }
+    for (x, _) in sinks {
+        look(&mut seen, *x, None);
+    }
+    for (id, node) in nodes.iter().enumerate().rev() {
+        let own = seen[id].flatten();
         match &node.op {
             Op::Binary(Binary::Mul, a, b) => {
-                note(*a, lower[b.index()]);
-                note(*b, lower[a.index()]);
+                look(&mut seen, *a, lower[b.index()].or(own));
+                look(&mut seen, *b, lower[a.index()].or(own));
             }
-            op => op.operands().into_iter().for_each(|x| note(x, None)),
+            Op::Binary(_, a, b) => {
+                look(&mut seen, *a, own);
+                look(&mut seen, *b, own);
+            }
+            Op::Unary(_, x) | Op::StopGradient(x) => look(&mut seen, *x, own),
+            Op::SegmentGrad { weight, row, col, diagonal, gates, .. } => {
+                look(&mut seen, *weight, Some(Lower { row: *row, col: *col, strict: !diagonal }));
+                gates.events.iter().for_each(|e| look(&mut seen, e.value, None));
+            }
+            Op::Gated { weight, rows, cols, gates, row, col, .. } => {
+                if let Some(weight) = weight {
+                    look(&mut seen, *weight, Some(Lower { row: *row, col: *col, strict: true }));
+                }
+                rows.iter().chain(cols).for_each(|x| look(&mut seen, *x, None));
+                gates.events.iter().for_each(|e| look(&mut seen, e.value, None));
+            }
+            op => op.operands().into_iter().for_each(|x| look(&mut seen, x, None)),
         }
     }
-    sinks.iter().for_each(|(x, _)| note(*x, None));
     (0..nodes.len())
         .map(|id| {
-            let node = &nodes[id];
-            let product = matches!(&node.op, Op::Contract(a, b, over) if !over.is_empty()
-                && masked_shape(node, &nodes[a.index()], &nodes[b.index()]));
-            let triangle = masked[id].flatten()?;
-            let ends = node.dims.contains(&triangle.row) && node.dims.last() == Some(&triangle.col);
-            (product && ends).then_some(triangle)
+            let dims = &nodes[id].dims;
+            seen[id].flatten().filter(|l| dims.contains(&l.row) && dims.contains(&l.col))
         })
         .collect()
+}
+
+/// Whether the elements of a product beyond a triangle may be left out.
+pub fn may_skip(nodes: &[Node], id: NodeId, triangle: &Lower) -> bool {
+    let node = &nodes[id.index()];
+    let Op::Contract(a, b, over) = &node.op else { return false };
+    let ends = node.dims.contains(&triangle.row) && node.dims.last() == Some(&triangle.col);
+    !over.is_empty() && ends && masked_shape(node, &nodes[a.index()], &nodes[b.index()])
 }
 
 /// Whether a product's last dimension comes from one operand and the one before from the other.
