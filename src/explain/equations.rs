@@ -15,9 +15,13 @@ enum Tightness {
     Atom,
 }
 
-/// The statements of a program, in order.
+/// The constants of a program and its statements, in order.
 pub fn of(program: &Program) -> Vec<String> {
     let mut lines = Vec::new();
+    for constant in &program.consts {
+        let (left, value) = (name(&constant.name, false), formula(program, constant.value, Tightness::Sum));
+        lines.push(format!("<math display=\"block\"><mrow>{left}<mo>=</mo>{value}</mrow></math>"));
+    }
     statements(program, &program.body, &mut lines);
     lines
 }

@@ -90,7 +90,7 @@ impl Case {
             batch: random.choose(&[1, 1, 2, 3]),
             tokens: random.choose(&[0, 1, 2, 7, 15, 16, 17, 31, 33, 48, 63, 64, 65, 100, 130, 150]),
             heads,
-            groups: if heads % 2 == 0 && random.below(3) == 0 { 2 } else { 1 },
+            groups: if heads.is_multiple_of(2) && random.below(3) == 0 { 2 } else { 1 },
             chunk: random.choose(&[16, 16, 32, 48, 64, 64, 100, 128]),
             init: random.below(4) > 0,
             regime: Regime::ALL[number % Regime::ALL.len()],
@@ -187,7 +187,7 @@ impl std::str::FromStr for Case {
                 },
             }
         }
-        if case.heads % case.groups != 0 {
+        if !case.heads.is_multiple_of(case.groups) {
             return Err(format!("{} heads cannot be shared in groups of {}", case.heads, case.groups));
         }
         Ok(case)

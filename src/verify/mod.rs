@@ -181,28 +181,57 @@ fn tally(tallies: &mut BTreeMap<(Check, Option<Share>), Row>, check: Check, find
 
 /// Takes away what a failure does not need: sequences, heads, tokens, sizes.
 fn shrink(subject: &mut Subject, check: Check, case: Case) -> Failed {
-    let started = Instant::now();
-    let failure = |subject: &mut Subject, case: &Case| match subject.measure(check, case) {
+    let mut failure = |case: &Case| match subject.measure(check, case) {
         Ok(Measured::Findings(findings)) => {
-            findings.into_iter().find(|finding| !finding.holds()).map(|it| (Some(it), None))
+            findings.into_iter().find(|finding| !finding.holds()).map(|finding| (Some(finding), None))
         }
         Ok(Measured::Void(_)) | Err(Failure::Input(_)) => None,
         Err(failure) => Some((None, Some(failure.to_string()))),
     };
-    let mut smallest = case;
-    let mut what = failure(subject, &smallest);
+    let first = failure(&case);
+    let (case, what) = smallest(case, first, Instant::now() + SHRINK_FOR, failure);
+    let (finding, message) = what.unwrap_or((None, Some("it failed once and not when it was repeated".to_owned())));
+    Failed { check, case, finding, message }
+}
+
+/// The smallest case found before `until` on which `failure` still gives something, with what it gave there.
+fn smallest<T>(
+    case: Case,
+    first: Option<T>,
+    until: Instant,
+    mut failure: impl FnMut(&Case) -> Option<T>,
+) -> (Case, Option<T>) {
+    let (mut smallest, mut what) = (case, first);
     'smaller: loop {
         for candidate in smallest.smaller() {
-            if started.elapsed() > SHRINK_FOR {
+            if Instant::now() > until {
                 break 'smaller;
             }
-            if let Some(found) = failure(subject, &candidate) {
+            if let Some(found) = failure(&candidate) {
                 (smallest, what) = (candidate, Some(found));
                 continue 'smaller;
             }
         }
         break;
     }
-    let (finding, message) = what.unwrap_or((None, Some("it failed once and not when it was repeated".to_owned())));
-    Failed { check, case: smallest, finding, message }
+    (smallest, what)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_keeps_only_what_it_needs() {
+        let case: Case =
+            "seed=3,batch=3,tokens=150,heads=4,groups=2,chunk=100,init=yes,regime=strong,size.K=40,size.V=33"
+                .parse()
+                .unwrap();
+        let fails = |case: &Case| (case.tokens > 16 && case.sizes["K"] >= 3 && case.init).then_some(case.tokens);
+        let until = Instant::now() + Duration::from_secs(60);
+        let (case, what) = smallest(case.clone(), fails(&case), until, fails);
+        assert_eq!(what, Some(17));
+        let expected = "seed=3,batch=1,tokens=17,heads=1,groups=1,chunk=16,init=yes,regime=usual,size.K=3,size.V=1";
+        assert_eq!(case.to_string(), expected);
+    }
 }

@@ -85,10 +85,10 @@ pub fn compose(instance: &Instance, tensors: &Bundle, cuts: &[usize], chunk: usi
                 });
             }
         }
-        for state in 0..states.len() {
-            let shape_of = &program.states[form.states[state].state];
-            let shape = [vec![batch, heads], instance.shape(&shape_of.axes)].concat();
-            finals.insert(format!("final.{}", states[state].name), Tensor::zeros(&shape));
+        for (matrix, state) in states.iter().zip(&form.states) {
+            let axes = &program.states[state.state].axes;
+            let shape = [vec![batch, heads], instance.shape(axes)].concat();
+            finals.insert(format!("final.{}", matrix.name), Tensor::zeros(&shape));
         }
         for (item, map) in composed.iter().enumerate() {
             let Some(map) = map else { continue };
