@@ -6,10 +6,11 @@ use std::sync::Arc;
 
 use chunkwise_abi::{DType, Role};
 use chunkwise_compiler::artifact::{self, Artifact, Parts};
-use chunkwise_compiler::compile::Request;
+use chunkwise_compiler::compile::{self, Request};
 use chunkwise_compiler::target::cpu::{CpuTarget, Loaded};
 use chunkwise_compiler::tensor::{Bundle, Tensor};
 use chunkwise_dsl::instance::Instance;
+use chunkwise_runtime::blocks::Blocks;
 use chunkwise_runtime::cache::{Cache, Entry, Key, Lookup};
 use chunkwise_runtime::error::LaunchError;
 use chunkwise_runtime::execute::CpuArtifact;
@@ -50,6 +51,55 @@ pub fn prepare(
         warning = Some(problem);
     }
     Ok(Compiled { artifact, cached: false, warning: warning.map(|warning| warning.to_string()) })
+}
+
+/// Fewest positions a block of an axis has: less is more overhead than work.
+const LEAST_BLOCK: usize = 32;
+
+/// For a forward with fewer heads and sequences (`items`) than threads: code for blocks of an axis whose positions go
+/// their own way, where there is such an axis and it is long enough.
+pub fn prepare_blocks(
+    instance: &Instance,
+    request: &Request,
+    dtype: DType,
+    use_cache: bool,
+    items: usize,
+    threads: usize,
+) -> Result<Option<Blocks>, Failure> {
+    if items == 0 || items >= threads {
+        return Ok(None);
+    }
+    let derived = compile::derive(instance, request)?;
+    let longest = compile::separable_axes(instance.program, &derived)
+        .into_iter()
+        .max_by_key(|axis| instance.sizes[axis.index()]);
+    let Some(axis) = longest else { return Ok(None) };
+    let full = instance.sizes[axis.index()];
+    let wanted = threads.div_ceil(items);
+    // The most blocks that divide the axis evenly, no more than there are threads for.
+    let Some(n_blocks) = (2..=wanted).rev().find(|n| full.is_multiple_of(*n) && full / n >= LEAST_BLOCK) else {
+        return Ok(None);
+    };
+    // Constants keep the values they have for the whole axis.
+    let mut part = instance.clone();
+    part.sizes[axis.index()] = full / n_blocks;
+    let compiled = prepare(&part, request, Parts::Forward, dtype, use_cache)?;
+    let name = instance.program.axes[axis.index()].name.clone();
+    Ok(Some(Blocks { artifact: compiled.artifact, axis: name, full, block: full / n_blocks }))
+}
+
+/// Runs a forward in blocks on float64 tensors.
+pub fn run_blocks(blocks: &Blocks, tensors: &Bundle, threads: Option<usize>) -> Result<Bundle, Failure> {
+    let given = narrow(&blocks.artifact, tensors)?;
+    let results = blocks.run(&given, None, &options(threads)).map_err(launch)?;
+    Ok(widen(&results))
+}
+
+fn widen(results: &Tensors) -> Bundle {
+    let widened = results.iter().map(|(name, tensor)| {
+        (name.clone(), Tensor { shape: tensor.shape().to_vec(), data: tensor.to_f64() })
+    });
+    widened.collect()
 }
 
 /// Everything that decides what is compiled. Another build of chunkwise may compile the same program differently, so

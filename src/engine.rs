@@ -43,9 +43,34 @@ enum Way {
     Interpreted(Box<Derived>),
     #[cfg(feature = "llvm")]
     Compiled(Box<crate::compiled::Compiled>, Option<usize>),
+    /// A forward, an axis in blocks, each on threads of its own.
+    #[cfg(feature = "llvm")]
+    Blocks(Box<chunkwise_runtime::blocks::Blocks>, Option<usize>),
 }
 
 impl<'p> Engine<'p> {
+    /// Prepares for a call with that many heads and sequences together: where they are fewer than the threads, a
+    /// forward is cut along an axis too.
+    pub fn prepare_for(
+        instance: &Instance<'p>,
+        plan: &Plan,
+        parts: Parts,
+        length: usize,
+        items: usize,
+    ) -> Result<Engine<'p>, Failure> {
+        #[cfg(feature = "llvm")]
+        if let (Some(form), Some(dtype), Parts::Forward) = (plan.form.derived(), plan.precision.compiled(), parts) {
+            let request = request(form, plan.chunk, length, parts);
+            let threads = crate::compiled::options(plan.threads).threads;
+            let blocks = crate::compiled::prepare_blocks(instance, &request, dtype, plan.cache, items, threads)?;
+            if let Some(blocks) = blocks {
+                return Ok(Engine { instance: instance.clone(), way: Way::Blocks(Box::new(blocks), plan.threads) });
+            }
+        }
+        let _ = items;
+        Engine::prepare(instance, plan, parts, length)
+    }
+
     /// Derives and compiles what the plan asks for. `length` is the longest sequence that will come, which a form
     /// whose memory depends on it has to know.
     pub fn prepare(instance: &Instance<'p>, plan: &Plan, parts: Parts, length: usize) -> Result<Engine<'p>, Failure> {
@@ -87,6 +112,10 @@ impl<'p> Engine<'p> {
             }
             #[cfg(feature = "llvm")]
             Way::Compiled(compiled, threads) => crate::compiled::run(&compiled.artifact, tensors, backward, *threads),
+            #[cfg(feature = "llvm")]
+            Way::Blocks(..) if backward => Err(Failure::Ours("gradients were not prepared".to_owned())),
+            #[cfg(feature = "llvm")]
+            Way::Blocks(blocks, threads) => crate::compiled::run_blocks(blocks, tensors, *threads),
         }
     }
 
@@ -94,7 +123,7 @@ impl<'p> Engine<'p> {
     pub fn set_threads(&mut self, number: Option<usize>) {
         match &mut self.way {
             #[cfg(feature = "llvm")]
-            Way::Compiled(_, threads) => *threads = number,
+            Way::Compiled(_, threads) | Way::Blocks(_, threads) => *threads = number,
             Way::Reference | Way::Interpreted(_) => {
                 let _ = number;
             }
@@ -108,6 +137,8 @@ impl<'p> Engine<'p> {
             Way::Interpreted(derived) => Some(derived.chunk),
             #[cfg(feature = "llvm")]
             Way::Compiled(compiled, _) => Some(compiled.artifact.signature.chunk),
+            #[cfg(feature = "llvm")]
+            Way::Blocks(blocks, _) => Some(blocks.artifact.signature.chunk),
         }
     }
 
@@ -117,6 +148,8 @@ impl<'p> Engine<'p> {
             Way::Reference | Way::Interpreted(_) => None,
             #[cfg(feature = "llvm")]
             Way::Compiled(compiled, _) => compiled.warning.as_deref(),
+            #[cfg(feature = "llvm")]
+            Way::Blocks(..) => None,
         }
     }
 
@@ -124,7 +157,7 @@ impl<'p> Engine<'p> {
     #[cfg(feature = "llvm")]
     pub fn compiled(&self) -> Option<&crate::compiled::Compiled> {
         match &self.way {
-            Way::Reference | Way::Interpreted(_) => None,
+            Way::Reference | Way::Interpreted(_) | Way::Blocks(..) => None,
             Way::Compiled(compiled, _) => Some(compiled),
         }
     }

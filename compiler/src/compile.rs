@@ -12,9 +12,10 @@ use crate::derive::rule::Derivation;
 use crate::derive::rules::transpose;
 use crate::error::CompileError;
 use crate::graph::build::{Builder, reachable};
-use crate::graph::ir::{Carry, Graph, InputKind, NodeId, Op};
+use crate::graph::ir::{Carry, DimId, GatedPart, Graph, InputKind, Node, NodeId, Op};
 use crate::lower::program_to_graph::{TokenGraph, program_to_graph};
 use chunkwise_dsl::instance::Instance;
+use chunkwise_dsl::program::{AxisId, ExprKind, Program};
 
 /// The smallest and largest chunk that can be asked for.
 pub const CHUNKS: std::ops::RangeInclusive<usize> = 1..=256;
@@ -324,6 +325,59 @@ fn backward_graph(token: &TokenGraph, step: Step, tokens: usize, name: String) -
         layouts,
         saves: vec![],
     }))
+}
+
+/// Axes along which every position of a form's forward goes its own way: no sum, maximum or index runs over them, and
+/// no value but a constant knows their size. Such an axis may be computed in blocks, each by itself.
+pub fn separable_axes(program: &Program, derived: &Derived) -> Vec<AxisId> {
+    let mut meets: Vec<DimId> = Vec::new();
+    let mut visit = |nodes: &[Node]| {
+        for node in nodes {
+            match &node.op {
+                Op::Sum(_, over) | Op::Contract(_, _, over) => meets.extend(over),
+                Op::MaxOver(_, dim) | Op::Index(_, dim, _) | Op::Stack(_, dim) => meets.push(*dim),
+                Op::Rename(_, from, to) => meets.extend([from, to]),
+                Op::Gated { part: GatedPart::Weight, axes, .. } => meets.extend(axes),
+                _ => {}
+            }
+        }
+    };
+    visit(&derived.forward.nodes);
+    for node in &derived.forward.nodes {
+        if let Op::Scan(scan) = &node.op {
+            visit(&scan.body.nodes);
+        }
+    }
+    // A size may enter a constant, whose value is settled before; anywhere else it is a number of the program.
+    let mut in_constants = vec![false; program.exprs.len()];
+    for constant in &program.consts {
+        in_constants[constant.value.index()] = true;
+    }
+    for (at, expr) in program.exprs.iter().enumerate().rev() {
+        if in_constants[at] {
+            match &expr.kind {
+                ExprKind::Unary(_, x) => in_constants[x.index()] = true,
+                ExprKind::Binary(_, x, y) => {
+                    in_constants[x.index()] = true;
+                    in_constants[y.index()] = true;
+                }
+                _ => {}
+            }
+        }
+    }
+    let size_matters = |axis: AxisId| {
+        let sizes = program.exprs.iter().zip(&in_constants);
+        sizes.into_iter().any(|(expr, in_constant)| expr.kind == ExprKind::AxisSize(axis) && !in_constant)
+    };
+    (0..program.axes.len())
+        .map(|at| AxisId(at as u32))
+        .filter(|&axis| {
+            let name = &program.axes[axis.index()].name;
+            let met = meets.iter().any(|dim| derived.forward.dim(*dim).name == *name);
+            let of_state = program.states.iter().any(|state| state.axes.contains(&axis));
+            of_state && !met && !size_matters(axis)
+        })
+        .collect()
 }
 
 /// Whether a form exists for a recurrence, and why not.

@@ -4,6 +4,7 @@
 //! It never names the compiler; who uses a library made ahead of time needs only this crate.
 
 pub mod batch;
+pub mod blocks;
 pub mod cache;
 pub mod cpu;
 pub mod error;

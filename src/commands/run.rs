@@ -97,7 +97,8 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     }
     let length = extents.tokens;
     let parts = if arguments.backward { Parts::Gradients } else { Parts::Forward };
-    let mut engine = Engine::prepare(&instance, &plan, parts, length)?;
+    let items = extents.batch.saturating_mul(extents.heads);
+    let mut engine = Engine::prepare_for(&instance, &plan, parts, length, items)?;
     if let Some(warning) = engine.warning() {
         eprintln!("warning: {warning}");
     }
