@@ -162,7 +162,14 @@ impl<'a> Analysis<'a> {
                 (false, true) => self.contract(x, y, &over),
                 _ => Value::Opaque,
             },
-            Op::Sum(x, over) => {
+            Op::Sum(mut x, mut over) => {
+                // A sum of a sum is one sum, over the axes of both.
+                while let Op::Sum(inner, more) = &self.builder.nodes[x.index()].op
+                    && !self.versions.contains_key(&x)
+                {
+                    over.extend(more);
+                    x = *inner;
+                }
                 let one = self.builder.constant(1.0);
                 self.contract(one, x, &over)
             }

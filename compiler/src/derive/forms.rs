@@ -13,7 +13,7 @@ use crate::error::CompileError;
 use crate::graph::build::Builder;
 use crate::graph::ir::{DimId, DimKind, InputKind, NodeId, Op, Side};
 use crate::lower::program_to_graph::TokenGraph;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 /// What the forward of a step is built from.
 pub struct Plan<'a> {
@@ -85,11 +85,35 @@ struct Deriver<'a> {
     chunk: Chunk,
     done: Vec<Done>,
     lifted: HashMap<NodeId, NodeId>,
-    stratum_of: HashMap<NodeId, Option<usize>>,
+    strata_of: HashMap<NodeId, BTreeSet<usize>>,
+    kept: &'a BTreeSet<usize>,
+    wanted: &'a mut Option<usize>,
 }
 
 /// Builds the forward of one step.
 pub fn forward(plan: Plan<'_>, options: Options, derivation: Derivation) -> Result<Step, CompileError> {
+    let mut kept = BTreeSet::new();
+    loop {
+        let plan = Plan { token: plan.token, arena: plan.arena.clone(), recurrence: plan.recurrence.clone() };
+        let mut wanted = None;
+        let step = attempt(plan, options, derivation.clone(), &kept, &mut wanted);
+        // A product that the recognition has made anew may need a scanned state itself, where the token graph as
+        // written needed only what was computed from it. Then the scan gives that state too.
+        match wanted {
+            Some(state) if step.is_err() && kept.insert(state) => {}
+            Some(_) | None => return step,
+        }
+    }
+}
+
+/// [`forward`], where scans give the states in `kept` row by row; `wanted` is one that is missing.
+fn attempt(
+    plan: Plan<'_>,
+    options: Options,
+    derivation: Derivation,
+    kept: &BTreeSet<usize>,
+    wanted: &mut Option<usize>,
+) -> Result<Step, CompileError> {
     let Plan { token, arena, recurrence } = plan;
     let n_states = token.graph.carries.len();
     let mut chunk = Chunk::new(Builder::with_dims(arena.dims.clone()), options.rows);
@@ -128,7 +152,9 @@ pub fn forward(plan: Plan<'_>, options: Options, derivation: Derivation) -> Resu
         chunk,
         done: vec![],
         lifted: HashMap::new(),
-        stratum_of: HashMap::new(),
+        strata_of: HashMap::new(),
+        kept,
+        wanted,
     };
     let mut ends = vec![None; n_states];
     if options.recurrent {
@@ -177,6 +203,7 @@ pub fn summary(plan: Plan<'_>, rows: usize, derivation: Derivation) -> Result<Su
         .iter()
         .map(|c| chunk.b.input(&format!("U.{}", c.name), InputKind::Carry, c.layout.clone(), None))
         .collect();
+    let (kept, mut wanted) = (BTreeSet::new(), None);
     let mut deriver = Deriver {
         token,
         arena,
@@ -184,7 +211,9 @@ pub fn summary(plan: Plan<'_>, rows: usize, derivation: Derivation) -> Result<Su
         chunk,
         done: vec![],
         lifted: HashMap::new(),
-        stratum_of: HashMap::new(),
+        strata_of: HashMap::new(),
+        kept: &kept,
+        wanted: &mut wanted,
     };
     let mut carries = Vec::new();
     for stratum in recurrence.strata {
@@ -260,26 +289,31 @@ impl Deriver<'_> {
             nodes.extend(edit.reads.iter().map(|r| r.weight));
             nodes.extend(edit.scale.iter().chain(&edit.c));
         }
-        if nodes.into_iter().any(|node| self.stratum_of(node).is_some()) {
+        if nodes.into_iter().any(|node| !self.strata_of(node).is_empty()) {
             return Err(no_summary("a read of one state enters another, so they are not affine together"));
         }
         Ok(())
     }
 
-    /// The last stratum a token node depends on.
-    fn stratum_of(&mut self, node: NodeId) -> Option<usize> {
-        if let Some(&known) = self.stratum_of.get(&node) {
-            return known;
+    /// The strata a token node depends on.
+    fn strata_of(&mut self, node: NodeId) -> BTreeSet<usize> {
+        if let Some(known) = self.strata_of.get(&node) {
+            return known.clone();
         }
-        let found = match &self.arena.nodes[node.index()].op {
-            Op::Input { kind: InputKind::Carry, .. } => {
-                let state = self.token.graph.carries.iter().position(|c| c.input == node);
-                state.and_then(|state| self.strata.iter().position(|s| s.contains(&state)))
+        let found: BTreeSet<usize> = match self.state_at(node) {
+            Some(state) => self.strata.iter().position(|s| s.contains(&state)).into_iter().collect(),
+            None => {
+                let operands = self.arena.nodes[node.index()].op.operands();
+                operands.into_iter().flat_map(|x| self.strata_of(x)).collect()
             }
-            op => op.operands().into_iter().map(|x| self.stratum_of(x)).max().flatten(),
         };
-        self.stratum_of.insert(node, found);
+        self.strata_of.insert(node, found.clone());
         found
+    }
+
+    /// The state of which this node is the value at the token's start.
+    fn state_at(&self, node: NodeId) -> Option<usize> {
+        self.token.graph.carries.iter().position(|c| c.input == node)
     }
 
     /// A token node as rows of the chunk (or without rows where it is the same for every token).
@@ -288,28 +322,44 @@ impl Deriver<'_> {
             return Ok(known);
         }
         self.chunk.b.span = self.arena.nodes[node.index()].span;
-        let found = match self.stratum_of(node) {
-            None => self.copy(node)?,
-            Some(at) => match &self.done[at] {
-                Done::Scanned(values) => match values.get(&node) {
-                    Some(&value) => value,
-                    None => self.copy(node)?,
-                },
+        let mut found = None;
+        // The last stratum first: to it, what comes from the others is data.
+        for at in self.strata_of(node).into_iter().rev() {
+            found = match &self.done[at] {
+                Done::Scanned(values) => values.get(&node).copied(),
                 Done::LowRank { .. } => self.lift_reads(node, at)?,
-            },
+            };
+            if found.is_some() {
+                break;
+            }
+        }
+        let found = match (found, self.state_at(node)) {
+            (Some(found), _) => found,
+            (None, None) => self.copy(node)?,
+            (None, Some(state)) => {
+                *self.wanted = Some(state);
+                return Err(CompileError::Bug {
+                    pass: "derive",
+                    message: "a whole state is used outside of its stratum".to_owned(),
+                    dump: format!("{:?}", self.arena.nodes[node.index()]),
+                });
+            }
         };
         self.chunk.b.span = None;
         self.lifted.insert(node, found);
         Ok(found)
     }
 
-    /// A token node that depends on a stratum of low rank: reads times rows, or the same function of such.
-    fn lift_reads(&mut self, node: NodeId, at: usize) -> Result<NodeId, CompileError> {
+    /// A token node as a sum of reads of a stratum of low rank, each times rows, if it is one.
+    fn lift_reads(&mut self, node: NodeId, at: usize) -> Result<Option<NodeId>, CompileError> {
         let states = self.strata[at].clone();
         let mut analysis = Analysis::new(&mut self.arena, &versions_of(self.token, &states));
         let value = analysis.value(node);
         let reads = std::mem::take(&mut analysis.reads);
-        let Value::Affine(terms) = value else { return self.copy(node) };
+        let Value::Affine(terms) = value else { return Ok(None) };
+        if terms.iter().any(|term| matches!(term.base, Base::Version(_))) {
+            return Ok(None);
+        }
         let mut sum = Vec::new();
         for term in terms {
             let mut factors = Vec::new();
@@ -319,20 +369,14 @@ impl Deriver<'_> {
             match term.base {
                 Base::One => {}
                 Base::Read(r) => factors.push(self.read(&reads[r], at)?),
-                Base::Version(_) => {
-                    return Err(CompileError::Bug {
-                        pass: "derive",
-                        message: "a whole state is used in a stratum of low rank".to_owned(),
-                        dump: format!("{:?}", self.arena.nodes[node.index()]),
-                    });
-                }
+                Base::Version(_) => unreachable!("looked for above"),
             }
             sum.push(self.chunk.b.product(factors));
         }
         let total = self.chunk.b.sum_all(sum);
         let total = total.unwrap_or_else(|| self.chunk.b.constant(0.0));
         let dims = self.arena.dims_of(node).to_vec();
-        Ok(self.chunk.b.broadcast(total, &dims))
+        Ok(Some(self.chunk.b.broadcast(total, &dims)))
     }
 
     /// `[t, free…]`: a read at its clock.
@@ -427,7 +471,7 @@ impl Deriver<'_> {
         keep_states: bool,
     ) -> Result<(), CompileError> {
         let earlier: Vec<usize> = self.strata[..self.done.len()].concat();
-        let needed = scan_tokens::split(self.token, &self.arena, states, &earlier);
+        let needed = scan_tokens::split(self.token, &self.arena, states, &earlier, self.kept);
         let mut operands = HashMap::new();
         for &node in &needed.operands {
             operands.insert(node, self.lift(node)?);

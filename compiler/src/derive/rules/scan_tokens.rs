@@ -7,7 +7,7 @@ use crate::error::CompileError;
 use crate::graph::build::Builder;
 use crate::graph::ir::{Body, DimId, NodeId, Op, Scan};
 use crate::lower::program_to_graph::TokenGraph;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 /// The rule.
 pub const RULE: Rule = Rule {
@@ -38,21 +38,32 @@ pub struct Results {
     pub values: HashMap<NodeId, NodeId>,
 }
 
-/// Decides what is inside the loop; `earlier` lists states whose strata are already built.
-pub fn split(token: &TokenGraph, arena: &Builder, states: &[usize], earlier: &[usize]) -> Needed {
+/// Decides what is inside the loop; `earlier` lists states whose strata are already built, `kept` states that are
+/// wanted as they were before each row.
+pub fn split(
+    token: &TokenGraph,
+    arena: &Builder,
+    states: &[usize],
+    earlier: &[usize],
+    kept: &BTreeSet<usize>,
+) -> Needed {
     let carried: HashSet<NodeId> = states.iter().map(|&s| token.graph.carries[s].input).collect();
     let mut depends = vec![false; arena.nodes.len()];
     for (i, node) in arena.nodes.iter().enumerate() {
         depends[i] =
             carried.contains(&NodeId(i as u32)) || node.op.operands().iter().any(|x| depends[x.index()]);
     }
-    // What depends on a state still to come cannot come out of this loop; its operands can.
+    // What depends on a state still to come cannot come out of this loop; its operands can. Nor can what sums over
+    // both these states and the whole of an earlier one: outside it is a read of that one, by a weight from in here.
     let mut beyond = vec![false; arena.nodes.len()];
+    let mut whole = vec![false; arena.nodes.len()];
     for (i, node) in arena.nodes.iter().enumerate() {
-        let id = NodeId(i as u32);
-        let state = token.graph.carries.iter().position(|c| c.input == id);
+        let state = token.graph.carries.iter().position(|c| c.input == NodeId(i as u32));
+        let operands = node.op.operands();
+        whole[i] = state.is_some_and(|s| earlier.contains(&s))
+            || (is_elementwise(&node.op) && operands.iter().any(|x| whole[x.index()]));
         beyond[i] = state.is_some_and(|s| !states.contains(&s) && !earlier.contains(&s))
-            || node.op.operands().iter().any(|x| beyond[x.index()]);
+            || operands.iter().any(|x| beyond[x.index()] || (depends[i] && whole[x.index()]));
     }
     let shapes: Vec<&[DimId]> =
         states.iter().map(|&s| arena.dims_of(token.graph.carries[s].input)).collect();
@@ -82,6 +93,8 @@ pub fn split(token: &TokenGraph, arena: &Builder, states: &[usize], earlier: &[u
             stack.extend(operands);
         }
     }
+
+    exports.extend(states.iter().filter(|s| kept.contains(s)).map(|&s| token.graph.carries[s].input));
 
     // Inside: everything on the way to the states' last versions and to the exports.
     let mut inside = HashSet::new();
