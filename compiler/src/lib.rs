@@ -4,6 +4,7 @@ pub mod artifact;
 pub mod compile;
 pub mod derive;
 pub mod error;
+pub mod generate;
 pub mod graph;
 pub mod lower;
 pub mod pass;

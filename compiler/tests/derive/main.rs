@@ -2,5 +2,7 @@
 
 #[path = "../reference/examples.rs"]
 mod examples;
+mod draw;
 mod fixtures;
+mod random;
 mod summary;
