@@ -105,7 +105,8 @@ fn over_sequences(tensor: &Tensor) -> Tensor {
 fn compare(what: &str, graph: &Graph, given: &Bundle, extent: &Extent) -> Bundle {
     println!("{what}");
     let expected = interp::run_over(graph, given, extent).unwrap_or_else(|error| panic!("{what}: {error}"));
-    let found = run_kernel(graph, given, extent).unwrap_or_else(|error| panic!("{what}: {error}\n{}", text::print(graph)));
+    let found =
+        run_kernel(graph, given, extent).unwrap_or_else(|error| panic!("{what}: {error}\n{}", text::print(graph)));
     assert_eq!(found.len(), expected.len(), "{what}");
     for (name, tensor) in &expected {
         let mut result = found[name].clone();

@@ -68,7 +68,8 @@ fn pick(draw: &mut Draw, graph: &Graph) -> NodeId {
 /// A node with exactly these dimensions, if there is one.
 fn with_dims(draw: &mut Draw, graph: &Graph, dims: &[DimId]) -> Option<NodeId> {
     let dims = canonical(graph, dims.iter().copied());
-    let all: Vec<usize> = (0..graph.nodes.len()).filter(|&n| is_value(&graph.nodes[n]) && graph.nodes[n].dims == dims).collect();
+    let all: Vec<usize> =
+        (0..graph.nodes.len()).filter(|&n| is_value(&graph.nodes[n]) && graph.nodes[n].dims == dims).collect();
     (!all.is_empty()).then(|| NodeId(all[draw.below(all.len())] as u32))
 }
 
@@ -231,12 +232,8 @@ fn push_scan(draw: &mut Draw, graph: &mut Graph) {
     };
     let mut with = graph.clone();
     let at = NodeId(with.nodes.len() as u32);
-    let dims: Vec<Vec<DimId>> = vec![
-        state.to_vec(),
-        state.to_vec(),
-        [&[T][..], &read_dims].concat(),
-        [&[T][..], state].concat(),
-    ];
+    let dims: Vec<Vec<DimId>> =
+        vec![state.to_vec(), state.to_vec(), [&[T][..], &read_dims].concat(), [&[T][..], state].concat()];
     // The scan itself has the dimensions the shape rules give it.
     let op = Op::Scan(Box::new(scan));
     let Ok(own) = Scope { graph, nodes: &graph.nodes, inputs: None }.infer(&op, &[]) else { return };
@@ -278,9 +275,13 @@ fn draw_graph(draw: &mut Draw) -> Graph {
         ("w", InputKind::Token, vec![L, K]),
     ];
     for (name, kind, layout) in tensors {
-        let dims = canonical(&graph, layout.iter().copied().chain(
-            [T].into_iter().filter(|_| matches!(kind, InputKind::Token | InputKind::Cotangent)),
-        ));
+        let dims = canonical(
+            &graph,
+            layout
+                .iter()
+                .copied()
+                .chain([T].into_iter().filter(|_| matches!(kind, InputKind::Token | InputKind::Cotangent))),
+        );
         let op = Op::Input { name: name.into(), kind, layout };
         graph.nodes.push(Node { op, dims, span: None, rule: "drawn" });
     }
@@ -307,9 +308,8 @@ fn draw_graph(draw: &mut Draw) -> Graph {
     }
     for n in 0..graph.carries.len() {
         let dims = &graph.node(graph.carries[n].input).dims;
-        let fits: Vec<usize> = (0..graph.nodes.len())
-            .filter(|&at| is_value(&graph.nodes[at]) && graph.nodes[at].dims == *dims)
-            .collect();
+        let fits: Vec<usize> =
+            (0..graph.nodes.len()).filter(|&at| is_value(&graph.nodes[at]) && graph.nodes[at].dims == *dims).collect();
         graph.carries[n].output = NodeId(fits[draw.below(fits.len())] as u32);
     }
     for at in given..graph.nodes.len() {

@@ -3,9 +3,7 @@
 
 use super::index::{Env, Region, Step, exactly, number, variable};
 use crate::graph::ir::{DimId, Graph};
-use crate::tile::ir::{
-    Affine, Arg, Buffer, BufferId, Expr, Index, LANES, LocalId, Memory, Place, Stmt, VarId,
-};
+use crate::tile::ir::{Affine, Arg, Buffer, BufferId, Expr, Index, LANES, LocalId, Memory, Place, Stmt, VarId};
 
 /// Statements, variables and scratch of one kernel.
 pub struct Builder<'g> {
@@ -223,12 +221,12 @@ pub fn lanes_are_legal(stmts: &[Stmt], var: VarId) -> bool {
     };
     stmts.iter().all(|stmt| match stmt {
         Stmt::For { lo, hi, body, .. } => bound(lo) && bound(hi) && lanes_are_legal(body, var),
-        Stmt::If { cond, body } => {
-            !mentions(&cond.lhs, var) && !mentions(&cond.rhs, var) && lanes_are_legal(body, var)
-        }
+        Stmt::If { cond, body } => !mentions(&cond.lhs, var) && !mentions(&cond.rhs, var) && lanes_are_legal(body, var),
         Stmt::Local { value, .. } | Stmt::Assign { value, .. } => expr_has_lanes(value, var),
         // A store that does not move with the lanes would be a race.
-        Stmt::Store { place, value } => place_mentions(place, var) && place_has_lanes(place, var) && expr_has_lanes(value, var),
+        Stmt::Store { place, value } => {
+            place_mentions(place, var) && place_has_lanes(place, var) && expr_has_lanes(value, var)
+        }
         Stmt::Lanes { .. } | Stmt::ReduceLanes { .. } | Stmt::Matmul(_) => false,
     })
 }

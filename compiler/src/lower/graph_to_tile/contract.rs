@@ -113,11 +113,8 @@ impl Lowering<'_> {
             Some(&d) => region.stride(d, self.b.pitch(region.buffer)).max(1),
             None => 1,
         };
-        let strides = (
-            (stride(dst, &shape.m), 1),
-            (stride(&l, &shape.m), stride(&l, &shape.k)),
-            (stride(&r, &shape.k), 1),
-        );
+        let strides =
+            ((stride(dst, &shape.m), 1), (stride(&l, &shape.m), stride(&l, &shape.k)), (stride(&r, &shape.k), 1));
         let triangle = self.triangle(scope, id, &shape, left);
         let update = if shape.sums.is_empty() {
             update

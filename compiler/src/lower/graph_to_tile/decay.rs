@@ -28,9 +28,9 @@ pub struct Events(pub Vec<Event>);
 impl Events {
     /// Π of the factors of some events at a token; nothing for none.
     pub fn product(&self, events: Range<usize>, env: &Env) -> Option<Expr> {
-        let factors = self.0[events].iter().map(|e| {
-            Expr::Load(e.factor.as_ref().expect("asked for with the factors").place(env))
-        });
+        let factors = self.0[events]
+            .iter()
+            .map(|e| Expr::Load(e.factor.as_ref().expect("asked for with the factors").place(env)));
         factors.reduce(times)
     }
     /// Σ of the logarithms among some events at a token.
@@ -348,8 +348,7 @@ impl Lowering<'_> {
 
     /// Sums what was stored with more dimensions than the result has.
     pub fn collect(&mut self, scope: &Scope, id: NodeId, parts: &Region, result: &Region, over: &[DimId]) {
-        let mut element =
-            |_: &mut Builder, env: &Env, _: &mut super::elementwise::Memo| Expr::Load(parts.place(env));
+        let mut element = |_: &mut Builder, env: &Env, _: &mut super::elementwise::Memo| Expr::Load(parts.place(env));
         let dims = scope.dims(id);
         super::contract::reduce(
             &mut self.b,

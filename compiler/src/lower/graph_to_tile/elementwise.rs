@@ -41,7 +41,10 @@ pub fn exp(x: Expr) -> Expr {
 
 /// `cond ? a : b`.
 pub fn select(cond: Cond, a: Expr, b: Expr) -> Expr {
-    if cond.lhs.vars.is_empty() && cond.rhs.vars.is_empty() && cond.lhs.symbols.is_empty() && cond.rhs.symbols.is_empty()
+    if cond.lhs.vars.is_empty()
+        && cond.rhs.vars.is_empty()
+        && cond.lhs.symbols.is_empty()
+        && cond.rhs.symbols.is_empty()
     {
         let (l, r) = (cond.lhs.constant, cond.rhs.constant);
         let holds = match cond.op {
@@ -99,7 +102,9 @@ impl Scope<'_> {
             return Expr::Local(*local);
         }
         let value = self.compute(b, id, env, memo);
-        let shared = self.plan.users[id.index()] > 1 && !memo.bare && !matches!(value, Expr::Const(_) | Expr::Local(_) | Expr::Load(_));
+        let shared = self.plan.users[id.index()] > 1
+            && !memo.bare
+            && !matches!(value, Expr::Const(_) | Expr::Local(_) | Expr::Load(_));
         if shared {
             let local = b.local(value);
             memo.known.push((id, env.clone(), local));

@@ -29,14 +29,30 @@ impl Lowering<'_> {
     }
 
     /// Copies a tensor without a leading index, or with a given one, to scratch.
-    pub fn load(&mut self, arg: ArgId, leading: Option<&Index>, layout: &[DimId], dims: &[DimId], into: &Region, env: &Env) {
+    pub fn load(
+        &mut self,
+        arg: ArgId,
+        leading: Option<&Index>,
+        layout: &[DimId],
+        dims: &[DimId],
+        into: &Region,
+        env: &Env,
+    ) {
         self.b.nest(dims, env, &mut |b, env| {
             b.store(into.place(env), Expr::Load(element(arg, leading, layout, env)));
         });
     }
 
     /// Copies scratch to a tensor.
-    pub fn save(&mut self, arg: ArgId, leading: Option<&Index>, layout: &[DimId], dims: &[DimId], from: &Region, env: &Env) {
+    pub fn save(
+        &mut self,
+        arg: ArgId,
+        leading: Option<&Index>,
+        layout: &[DimId],
+        dims: &[DimId],
+        from: &Region,
+        env: &Env,
+    ) {
         self.b.nest(dims, env, &mut |b, env| {
             b.store(element(arg, leading, layout, env), Expr::Load(from.place(env)));
         });

@@ -63,8 +63,7 @@ type EmitSink<'e, 'g> = dyn FnMut(&mut Lowering<'g>, &mut Scope, usize) -> Resul
 impl<'g> Lowering<'g> {
     fn kernel(&mut self, graph: &'g Graph) -> Result<(), CompileError> {
         let stores = graph.outputs.iter().chain(&graph.saves).map(|(_, x)| (*x, Sink::Store));
-        let sinks: Vec<(NodeId, Sink)> =
-            stores.chain(graph.carries.iter().map(|c| (c.output, Sink::Keep))).collect();
+        let sinks: Vec<(NodeId, Sink)> = stores.chain(graph.carries.iter().map(|c| (c.output, Sink::Keep))).collect();
         let plan = Plan::new(graph, &graph.nodes, &sinks);
         let mut scope = Scope::new(graph, &graph.nodes, plan);
 

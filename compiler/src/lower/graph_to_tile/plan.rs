@@ -132,9 +132,7 @@ fn operands(op: &Op) -> (Vec<NodeId>, Vec<NodeId>) {
             let blocks = solve.lower.iter().chain(&solve.scale).copied().flatten();
             (blocks.chain(solve.gates.events.iter().map(|e| e.value)).collect(), solve.rhs.clone())
         }
-        Op::Scan(scan) => {
-            (scan.sequences.iter().chain(&scan.invariants).copied().collect(), scan.carries.clone())
-        }
+        Op::Scan(scan) => (scan.sequences.iter().chain(&scan.invariants).copied().collect(), scan.carries.clone()),
         Op::Segment { .. }
         | Op::SegmentGrad { .. }
         | Op::Boundary { .. }

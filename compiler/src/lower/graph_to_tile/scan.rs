@@ -74,8 +74,11 @@ impl Lowering<'_> {
             for (&input, region) in body.inputs.iter().zip(given) {
                 inner.regions[input.index()] = Some(region);
             }
-            let homes: Vec<(NodeId, Region)> =
-                body.inputs[sequences.len() + invariants.len()..].iter().copied().zip(regions.iter().cloned()).collect();
+            let homes: Vec<(NodeId, Region)> = body.inputs[sequences.len() + invariants.len()..]
+                .iter()
+                .copied()
+                .zip(regions.iter().cloned())
+                .collect();
             for (input, home) in &homes {
                 inner.regions[input.index()] = Some(home.clone());
                 inner.lent[input.index()] = true;

@@ -33,11 +33,8 @@ impl System<'_> {
     }
     /// How much slot `q` of row `there` contributes to slot `p` of row `here`, the factors aside.
     fn entry(&self, p: usize, here: &Affine, q: usize, there: &Affine, env: &Env) -> Option<Expr> {
-        let (block, row, col) = if self.solve.transposed {
-            (q * self.n + p, there, here)
-        } else {
-            (p * self.n + q, here, there)
-        };
+        let (block, row, col) =
+            if self.solve.transposed { (q * self.n + p, there, here) } else { (p * self.n + q, here, there) };
         let region = self.lower[block].as_ref()?;
         let env = env.with(self.solve.row, row.clone()).with(self.solve.col, col.clone());
         Some(Expr::Load(region.place(&env)))
@@ -80,11 +77,8 @@ impl Lowering<'_> {
             x,
         };
         let axes: Vec<DimId> = dims.iter().copied().filter(|&d| d != solve.row).collect();
-        let batched = solve
-            .lower
-            .iter()
-            .flatten()
-            .any(|&l| scope.dims(l).iter().any(|&d| d != solve.row && d != solve.col));
+        let batched =
+            solve.lower.iter().flatten().any(|&l| scope.dims(l).iter().any(|&d| d != solve.row && d != solve.col));
         if events.len() == 0 && !batched && !axes.is_empty() {
             self.solve_in_blocks(scope, &system, &axes);
         } else {
@@ -262,9 +256,8 @@ impl Lowering<'_> {
             let place = |region: &Region, slot: usize, t: usize| {
                 region.place(&env.with(solve.slot, number(slot as i64)).with(solve.row, row(t)))
             };
-            let held: Vec<Vec<LocalId>> = (0..system.n)
-                .map(|p| (0..height).map(|t| b.local(Expr::Load(place(sums, p, t)))).collect())
-                .collect();
+            let held: Vec<Vec<LocalId>> =
+                (0..system.n).map(|p| (0..height).map(|t| b.local(Expr::Load(place(sums, p, t)))).collect()).collect();
             let order: Vec<usize> = if back { (0..height).rev().collect() } else { (0..height).collect() };
             for (rank, &t) in order.iter().enumerate() {
                 for p in system.slots() {
