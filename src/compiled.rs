@@ -70,9 +70,8 @@ pub fn prepare_blocks(
         return Ok(None);
     }
     let derived = compile::derive(instance, request)?;
-    let longest = compile::separable_axes(instance.program, &derived)
-        .into_iter()
-        .max_by_key(|axis| instance.sizes[axis.index()]);
+    let longest =
+        compile::separable_axes(instance.program, &derived).into_iter().max_by_key(|axis| instance.sizes[axis.index()]);
     let Some(axis) = longest else { return Ok(None) };
     let full = instance.sizes[axis.index()];
     let wanted = threads.div_ceil(items);
@@ -83,6 +82,10 @@ pub fn prepare_blocks(
     // Constants keep the values they have for the whole axis.
     let mut part = instance.clone();
     part.sizes[axis.index()] = full / n_blocks;
+    // What is multiplied first may depend on which axis is longer; in blocks nothing may round otherwise.
+    if compile::derive(&part, request)?.forward.nodes != derived.forward.nodes {
+        return Ok(None);
+    }
     let compiled = prepare(&part, request, Parts::Forward, dtype, use_cache)?;
     let name = instance.program.axes[axis.index()].name.clone();
     Ok(Some(Blocks { artifact: compiled.artifact, axis: name, full, block: full / n_blocks }))
@@ -96,9 +99,9 @@ pub fn run_blocks(blocks: &Blocks, tensors: &Bundle, threads: Option<usize>) -> 
 }
 
 fn widen(results: &Tensors) -> Bundle {
-    let widened = results.iter().map(|(name, tensor)| {
-        (name.clone(), Tensor { shape: tensor.shape().to_vec(), data: tensor.to_f64() })
-    });
+    let widened = results
+        .iter()
+        .map(|(name, tensor)| (name.clone(), Tensor { shape: tensor.shape().to_vec(), data: tensor.to_f64() }));
     widened.collect()
 }
 
