@@ -8,3 +8,5 @@ mod native;
 mod products;
 #[path = "cpu/statements.rs"]
 mod statements;
+#[path = "cpu/transposes.rs"]
+mod transposes;

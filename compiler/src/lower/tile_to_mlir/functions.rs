@@ -68,6 +68,8 @@ pub struct Functions {
     used: BTreeSet<(Function, usize)>,
     /// Whether any kernel multiplies matrices.
     pub needs_matmul: bool,
+    /// Whether any kernel transposes one.
+    pub needs_transpose: bool,
 }
 
 /// How much work a function of one value is, in simple operations.

@@ -8,10 +8,10 @@ use super::lanes::Group;
 use super::writer::{Elem, Ty, Val, Writer};
 use super::{Vectors, matmul};
 use crate::tile::ir::{
-    Affine, Compare, Cond, Index, Kernel, LocalId, Matmul, Stmt, Symbol, Triangle, Update, VarId, View,
+    Affine, ArgId, Compare, Cond, Expr, Index, Kernel, LocalId, Matmul, Stmt, Symbol, Triangle, Update, VarId, View,
 };
 use chunkwise_abi::Role;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// A tensor of the caller, for the item at hand.
 pub(super) struct Tensor {
@@ -66,6 +66,10 @@ pub(super) struct Lowering<'k> {
     pub buffers: Vec<Val>,
     pub vars: HashMap<VarId, Val>,
     pub locals: HashMap<LocalId, Slots>,
+    /// Which loops run from the last to the first.
+    pub backwards: HashMap<VarId, bool>,
+    /// Rows of tensors already asked for ahead of time, by the group at work.
+    pub fetched: HashSet<(ArgId, Index)>,
     /// The lanes at work, inside `lanes`.
     pub group: Option<Group>,
     length: Option<Val>,
@@ -102,6 +106,8 @@ pub(super) fn lower(
         buffers: Vec::new(),
         vars: HashMap::new(),
         locals: HashMap::new(),
+        backwards: HashMap::new(),
+        fetched: HashSet::new(),
         group: None,
         length: None,
         sums: vec![HashMap::new()],
@@ -216,6 +222,7 @@ impl Lowering<'_> {
 
     fn stmt(&mut self, stmt: &Stmt) {
         match stmt {
+            Stmt::For { var, lo, hi, reverse: _, body } if self.transposes(*var, lo, hi, body) => {}
             Stmt::For { var, lo, hi, reverse, body } => {
                 let (lo, hi) = (self.index(lo), self.index(hi));
                 let turn = self.w.open_for(lo, hi, 1);
@@ -229,6 +236,7 @@ impl Lowering<'_> {
                     turn
                 };
                 self.vars.insert(*var, value);
+                self.backwards.insert(*var, *reverse);
                 self.stmts(body);
                 self.close_scope();
                 self.w.end();
@@ -258,6 +266,8 @@ impl Lowering<'_> {
                     self.w.store(value, *place, Ty::f32s(slots.lanes), "");
                 }
             }
+            // What is copied onto itself stays what it is.
+            Stmt::Store { place, value: Expr::Load(source) } if place == source => {}
             Stmt::Store { place, value } => self.store(place, value),
             Stmt::ReduceLanes { place, op, var, extent, value, accumulate } => {
                 self.reduce(place, *op, *var, *extent, value, *accumulate);

@@ -72,6 +72,7 @@ impl Lowering<'_> {
     fn group_of(&mut self, var: VarId, base: Val, lanes: usize, count: usize, valid: usize, body: &[Stmt]) {
         self.group = Some(Group { var, lanes, count, valid, active: None });
         self.vars.insert(var, base);
+        self.fetched.clear();
         self.open_scope();
         self.stmts(body);
         self.close_scope();
@@ -179,11 +180,9 @@ impl Lowering<'_> {
         let mut lanes = cut.lanes;
         while lanes > 1 {
             let half = lanes / 2;
-            let pick = |from: usize| (from..from + half).map(|n| n.to_string()).collect::<Vec<_>>().join(", ");
             let whole = Ty::f32s(lanes);
-            let low = self.w.raw_value(format_args!("llvm.shufflevector {vector}, {vector} [{}] : {whole}", pick(0)));
-            let high =
-                self.w.raw_value(format_args!("llvm.shufflevector {vector}, {vector} [{}] : {whole}", pick(half)));
+            let low = self.w.shuffle(vector, vector, 0..half, whole);
+            let high = self.w.shuffle(vector, vector, half..lanes, whole);
             vector = self.join(op, low, high, half);
             lanes = half;
         }

@@ -63,8 +63,8 @@ pub(super) fn define(vectors: &Vectors) -> String {
 
 /// Cuts columns into strips.
 fn driver(vectors: &Vectors) -> String {
-    let mut w = Writer::new(12);
-    let p: Vec<Val> = (0..12).map(|n| w.param(n)).collect();
+    let mut w = Writer::new(MATMUL_TYPES.len());
+    let p: Vec<Val> = (0..MATMUL_TYPES.len()).map(|n| w.param(n)).collect();
     let (dst, b, m, n, triangle) = (p[0], p[5], p[7], p[8], p[11]);
     let width = i64::try_from(vectors.lanes).expect("a vector is short");
     let zero = w.i64(0);
@@ -108,8 +108,8 @@ const STRIP_TYPES: [Ty; 13] = {
 
 /// Cuts the rows of a strip into blocks.
 fn strip_function(vectors: &Vectors, strip: usize) -> String {
-    let mut w = Writer::new(13);
-    let p: Vec<Val> = (0..13).map(|n| w.param(n)).collect();
+    let mut w = Writer::new(STRIP_TYPES.len());
+    let p: Vec<Val> = (0..STRIP_TYPES.len()).map(|n| w.param(n)).collect();
     let (from, to) = (p[8], p[9]);
     let mut start = from;
     for &rows in block_rows(vectors, strip) {

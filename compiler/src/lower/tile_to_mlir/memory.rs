@@ -9,6 +9,11 @@ use super::writer::{Elem, Ty, Val};
 use crate::tile::ir::{Expr, Memory, Place};
 use chunkwise_abi::DType;
 
+/// Bytes of a line of the cache.
+const LINE: usize = 64;
+/// Rows to ask for ahead of time, at least.
+const AHEAD: i64 = 16;
+
 impl Lowering<'_> {
     /// Whether neighbouring lanes are neighbours in memory; else the place is the same for every lane. There is no
     /// other way: the verifier sees to it.
@@ -32,7 +37,7 @@ impl Lowering<'_> {
     }
 
     /// The address of a place; of the first lane, if it depends on the lane.
-    fn address(&mut self, place: &Place) -> Val {
+    pub(super) fn address(&mut self, place: &Place) -> Val {
         let size = |n: usize| i64::try_from(n).expect("a tensor fits memory");
         let (base, elem, strides, leading) = match place.memory {
             Memory::Buffer(buffer) => {
@@ -73,6 +78,30 @@ impl Lowering<'_> {
         self.offset(base, &sum, elem)
     }
 
+    /// Asks for the row of a tensor that will be needed a chunk later: rows of one head lie pages apart, where no
+    /// processor sees a pattern. Beyond the tensor the request is void.
+    fn fetch_ahead(&mut self, place: &Place, address: Val, for_write: bool) {
+        let Memory::Arg(arg) = place.memory else { return };
+        let group = self.group.as_ref().expect("rows are read by lanes");
+        let (lanes, count) = (group.lanes, group.count);
+        let shape = &self.kernel.args[arg.0 as usize];
+        let bytes = shape.dtype.bytes();
+        let Some(token) = place.indices.first().filter(|_| has_leading_index(shape.role)) else { return };
+        let Some((var, step)) = token.value.vars.iter().copied().max_by_key(|(_, step)| step.abs()) else { return };
+        if lanes * count * bytes < LINE || !self.fetched.insert((arg, token.clone())) {
+            return;
+        }
+        let rows = step * (AHEAD / step.abs()).max(1);
+        let rows = if self.backwards.get(&var).copied().unwrap_or(false) { -rows } else { rows };
+        let rows = self.w.i64(rows);
+        let distance = self.w.op("mul", self.tensors[arg.0 as usize].stride, rows, Ty::I64);
+        let ahead = self.w.element(address, distance, element(shape.dtype));
+        for n in (0..count).filter(|n| (n * lanes * bytes).is_multiple_of(LINE)) {
+            let at = self.w.element_at(ahead, lane(n * lanes), element(shape.dtype));
+            self.w.prefetch(at, for_write);
+        }
+    }
+
     pub(super) fn load(&mut self, place: &Place) -> Value {
         let dtype = self.dtype(place.memory);
         let tag = self.tag(place.memory);
@@ -85,6 +114,7 @@ impl Lowering<'_> {
         let (lanes, count, valid) = (group.lanes, group.count, group.valid);
         let active = group.active.clone();
         let ty = Ty { elem: element(dtype), lanes };
+        self.fetch_ahead(place, address, false);
         // Scratch may be read past the end of a row; a tensor of the caller may not.
         let guarded = matches!(place.memory, Memory::Arg(_));
         let vectors = (0..count)
@@ -123,6 +153,7 @@ impl Lowering<'_> {
         let (lanes, valid) = (group.lanes, group.valid);
         let ty = Ty { elem: element(dtype), lanes };
         let address = self.address(place);
+        self.fetch_ahead(place, address, true);
         for (n, value) in values.into_iter().enumerate() {
             let raw = self.from_f32(value, dtype, lanes);
             let at = self.w.element_at(address, lane(n * lanes), ty.elem);

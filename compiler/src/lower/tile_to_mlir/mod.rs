@@ -13,6 +13,7 @@ mod lanes;
 mod matmul;
 mod memory;
 mod module;
+mod transpose;
 mod writer;
 
 pub use module::{Mlir, context, parse};
@@ -51,8 +52,13 @@ pub fn module_text(kernels: &[(&Kernel, &str)], vectors: &Vectors) -> String {
         }
         bodies.push_str(&kernel::lower(kernel, number, symbol, vectors, &mut functions));
     }
-    let products = if functions.needs_matmul { matmul::define(vectors) } else { String::new() };
-    format!("{attributes}module {{\n{bodies}{products}{}}}\n", functions.define())
+    if functions.needs_matmul {
+        bodies.push_str(&matmul::define(vectors));
+    }
+    if functions.needs_transpose {
+        bodies.push_str(&transpose::define(vectors));
+    }
+    format!("{attributes}module {{\n{bodies}{}}}\n", functions.define())
 }
 
 /// Bytes of scratch a worker of this kernel needs.

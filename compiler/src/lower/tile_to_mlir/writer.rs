@@ -260,8 +260,21 @@ impl Writer {
         let zero = self.i64(0);
         let empty = self.raw_value(format_args!("llvm.mlir.poison : {ty}"));
         let first = self.raw_value(format_args!("llvm.insertelement {value}, {empty}[{zero} : i64] : {ty}"));
-        let order = vec!["0"; lanes].join(", ");
-        self.raw_value(format_args!("llvm.shufflevector {first}, {empty} [{order}] : {ty}"))
+        self.shuffle(first, empty, std::iter::repeat_n(0, lanes), ty)
+    }
+
+    /// Lanes picked from two vectors, the second's counted on from the first's.
+    pub fn shuffle(&mut self, low: Val, high: Val, lanes: impl Iterator<Item = usize>, ty: Ty) -> Val {
+        let lanes: Vec<String> = lanes.map(|lane| lane.to_string()).collect();
+        self.raw_value(format_args!("llvm.shufflevector {low}, {high} [{}] : {ty}", lanes.join(", ")))
+    }
+
+    /// Asks for the memory at an address to be brought into the second-level cache.
+    pub fn prefetch(&mut self, address: Val, for_write: bool) {
+        let rw = u8::from(for_write);
+        self.line(format_args!(
+            "\"llvm.intr.prefetch\"({address}) <{{rw = {rw} : i32, hint = 2 : i32, cache = 1 : i32}}> : (!llvm.ptr) -> ()"
+        ));
     }
 
     /// One lane of a vector.
