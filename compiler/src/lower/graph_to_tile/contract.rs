@@ -67,12 +67,13 @@ impl Lowering<'_> {
         };
         let (l, r) = (scope.region(left), scope.region(right));
         let (lp, rp) = (self.b.pitch(l.buffer), self.b.pitch(r.buffer));
-        // A matrix has steps, each along rows or along columns: a value that repeats has none, a diagonal both.
+        // A matrix has steps, each along rows or along columns, and not both along columns: a value that repeats has
+        // none, a diagonal both, and a row that was split has two along columns.
         let odd = |x: NodeId, region: &Region| {
-            scope.dims(x).iter().filter(|&&d| self.b.size(d) > 1).any(|&d| {
-                let step = region.step(d);
-                (step.row == 0) == (step.col == 0)
-            })
+            let long = || scope.dims(x).iter().copied().filter(|&d| self.b.size(d) > 1);
+            let both = |d: &DimId| scope.dims(a).contains(d) && scope.dims(b).contains(d) && !over.contains(d);
+            let along_columns = long().filter(|d| !both(d) && region.step(*d).col != 0).count();
+            along_columns > 1 || long().map(|d| region.step(d)).any(|step| (step.row == 0) == (step.col == 0))
         };
         if odd(left, &l) || odd(right, &r) {
             return None;
