@@ -51,7 +51,14 @@ impl Check {
             checks.extend(derived.iter().map(|&form| Check::Agrees(form, Precision::F32)));
             checks.push(Check::Agrees(FormChoice::Chunkwise, Precision::Bf16));
         }
-        checks.extend([Check::Causal, Check::BatchInvariant, Check::Repeatable, Check::ChunkInvariant, Check::Splits]);
+        checks.extend([
+            Check::Causal,
+            Check::BatchInvariant,
+            Check::Repeatable,
+            Check::ChunkInvariant,
+            Check::Splits,
+            Check::Composes,
+        ]);
         checks
     }
 
