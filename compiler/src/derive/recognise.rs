@@ -13,19 +13,22 @@ use std::collections::{BTreeMap, HashSet};
 
 /// Recognises every stratum. New products are added to `arena`, which began as the token graph's.
 pub fn recognise(token: &TokenGraph, arena: &mut Builder, derivation: &mut Derivation) -> Recurrence {
-    let mut strata = Vec::new();
+    let mut strata: Vec<Stratum> = Vec::new();
     for states in components(token) {
-        let names = |list: &[usize]| -> String {
-            list.iter().map(|&s| token.graph.carries[s].name.as_str()).collect::<Vec<_>>().join(", ")
-        };
         let class = classify(token, arena, &states);
-        let facts = match &class {
-            Class::LowRank(form) => format!("{}: {}", names(&states), describe(token, arena, form)),
-            Class::Elementwise { because } => format!("{}: elementwise, {because}", names(&states)),
-            Class::General { because, .. } => format!("{}: a token at a time, {because}", names(&states)),
+        strata.push(Stratum { states, class });
+    }
+    part_products(token, arena, &mut strata);
+    let names = |list: &[usize]| -> String {
+        list.iter().map(|&s| token.graph.carries[s].name.as_str()).collect::<Vec<_>>().join(", ")
+    };
+    for Stratum { states, class } in &strata {
+        let facts = match class {
+            Class::LowRank(form) => format!("{}: {}", names(states), describe(token, arena, form)),
+            Class::Elementwise { because } => format!("{}: elementwise, {because}", names(states)),
+            Class::General { because, .. } => format!("{}: a token at a time, {because}", names(states)),
         };
         derivation.record(&rules::normal_form::RULE, facts, None);
-        strata.push(Stratum { states, class });
     }
     Recurrence { strata }
 }
@@ -98,6 +101,54 @@ fn classify(token: &TokenGraph, arena: &mut Builder, states: &[usize]) -> Class 
     }
 }
 
+/// Two states multiplied with each other and summed, `p @ n`, look like a read from either side, with the whole of the
+/// other as its weight. One of the two is gone through a token at a time instead, preferably one that can be in chunks.
+fn part_products(token: &TokenGraph, arena: &mut Builder, strata: &mut [Stratum]) {
+    for reader in 0..strata.len() {
+        for other in 0..strata.len() {
+            let low_rank = |at: usize| matches!(strata[at].class, Class::LowRank(_));
+            if reader == other || !low_rank(reader) || !low_rank(other) {
+                continue;
+            }
+            let (states, others) = (&strata[reader].states, &strata[other].states);
+            if let Err(Reason { because, span }) = weights_use_only_reads(token, arena, states, others) {
+                let sequential = if sums_come_back(token, arena, others) { reader } else { other };
+                strata[sequential].class = if sums_come_back(token, arena, &strata[sequential].states) {
+                    Class::General { because, span }
+                } else {
+                    Class::Elementwise { because }
+                };
+            }
+        }
+    }
+}
+
+/// Checks that what reads some states needs nothing of the other ones but reads.
+fn weights_use_only_reads(
+    token: &TokenGraph,
+    arena: &mut Builder,
+    states: &[usize],
+    others: &[usize],
+) -> Result<(), Reason> {
+    let outside: Vec<NodeId> = nodes_outside(token, states).collect();
+    let mut analysis = Analysis::new(arena, &versions_of(token, states));
+    let mut seen = HashSet::new();
+    for node in outside {
+        uses_only_reads(token, &mut analysis, node, &mut seen)?;
+    }
+    let weights: Vec<NodeId> = analysis.reads.iter().map(|read| read.weight).collect();
+    let mut analysis = Analysis::new(arena, &versions_of(token, others));
+    let mut seen = HashSet::new();
+    weights.into_iter().try_for_each(|weight| uses_only_reads(token, &mut analysis, weight, &mut seen))
+}
+
+/// Outputs, and all values of the other states.
+fn nodes_outside<'a>(token: &'a TokenGraph, states: &'a [usize]) -> impl Iterator<Item = NodeId> + 'a {
+    let outputs = token.graph.outputs.iter().map(|(_, node)| *node);
+    let others = (0..token.graph.carries.len()).filter(|s| !states.contains(s));
+    outputs.chain(others.flat_map(|s| token.versions[s].iter().map(|v| v.node)))
+}
+
 /// Whether a new value of these states goes through a sum or maximum over something that depends on them.
 fn sums_come_back(token: &TokenGraph, arena: &mut Builder, states: &[usize]) -> bool {
     let operands: Vec<Vec<NodeId>> = arena.nodes.iter().map(|n| n.op.operands()).collect();
@@ -127,13 +178,8 @@ fn low_rank(token: &TokenGraph, arena: &mut Builder, states: &[usize]) -> Result
             definitions.insert(id, definition(token, &mut analysis, id, node)?);
         }
     }
-    let outside = token.graph.outputs.iter().map(|(_, node)| *node).chain(
-        (0..token.graph.carries.len())
-            .filter(|s| !states.contains(s))
-            .flat_map(|s| token.versions[s].iter().map(|v| v.node)),
-    );
     let mut seen = HashSet::new();
-    for node in outside.collect::<Vec<_>>() {
+    for node in nodes_outside(token, states).collect::<Vec<_>>() {
         uses_only_reads(token, &mut analysis, node, &mut seen)?;
     }
 
@@ -274,9 +320,21 @@ fn decay(
         0 => vec![analysis.builder.constant(0.0)],
         1 => coefficients.remove(0),
         _ => {
+            // What all have in common stays a factor of its own: it may lie along other axes than the rest.
+            let mut common = Vec::new();
+            for factor in coefficients[0].clone() {
+                if coefficients.iter().all(|factors| factors.contains(&factor)) {
+                    for factors in &mut coefficients {
+                        let at = factors.iter().position(|it| *it == factor).expect("it was seen there");
+                        factors.remove(at);
+                    }
+                    common.push(factor);
+                }
+            }
             let products: Vec<NodeId> =
                 coefficients.into_iter().map(|factors| analysis.builder.product(factors)).collect();
-            vec![analysis.builder.sum_all(products).expect("there are several")]
+            common.push(analysis.builder.sum_all(products).expect("there are several"));
+            common
         }
     };
     let mut split = SplitDecay::default();

@@ -384,7 +384,7 @@ impl Draw {
             Epilogue::Outer,
             Epilogue::Project,
             Epilogue::Onto(id),
-            Epilogue::Max,
+            Epilogue::LogSumExp,
             Epilogue::Stopped,
         ]);
         Output { reads, join, epilogue }

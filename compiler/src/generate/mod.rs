@@ -257,7 +257,7 @@ pub enum Value {
     Rms(u8),
     /// `softmax(v, V)`
     Softmax(u8),
-    /// `v + D`, D a parameter.
+    /// `v + D - 0.1 * max(v, V)`, D a parameter.
     Shifted(u8),
     /// `log(1 + square(v))`
     Log(u8),
@@ -341,7 +341,7 @@ pub enum Epilogue {
     None,
     /// `tanh(x)`
     Tanh,
-    /// `x / max(abs(x), 1)`
+    /// `x / max(abs(x), 0.83)`: sums of ones and zeros do not lie on the kink.
     Guarded,
     /// `softmax(x, V)`
     Softmax,
@@ -359,8 +359,9 @@ pub enum Epilogue {
     Project,
     /// `x @ v`
     Onto(u8),
-    /// `max(x, V)`
-    Max,
+    /// `log(sum(exp(x), V))`, by way of the largest: ties of what was read would make the gradient of a plain maximum
+    /// depend on rounding.
+    LogSumExp,
     /// `x + stop_gradient(tanh(x))`
     Stopped,
 }

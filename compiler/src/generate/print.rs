@@ -67,6 +67,12 @@ impl Page<'_> {
             self.states.insert("p", axes);
         }
         let mut text = String::from("recurrence drawn {\n");
+        // Inputs say how many tokens there are.
+        if self.inputs.is_empty() {
+            let axes = self.list(&[]);
+            self.inputs.insert("tick".to_owned(), axes);
+            self.lines.push("output o: [] = tick".to_owned());
+        }
         let order = ["K", "L", "V", "J", "N", "R"];
         let axes: Vec<&str> = order.into_iter().filter(|axis| self.axes.contains(axis)).collect();
         text += &format!("    axis {}\n", axes.join(", "));
@@ -283,7 +289,7 @@ impl Page<'_> {
             Value::Softmax(id) => format!("softmax({}, V)", v(self, id)),
             Value::Shifted(id) => {
                 let param = self.param(&format!("D{id}"), &["V"], NO_RANGE);
-                format!("{} + {param}", v(self, id))
+                format!("{} + {param} - 0.1 * max({}, V)", v(self, id), v(self, id))
             }
             Value::Log(id) => format!("log(1 + square({}))", v(self, id)),
             Value::Param(id) => return self.param(&format!("D{id}"), &["V"], NO_RANGE),
@@ -473,7 +479,7 @@ impl Page<'_> {
             value.text = match output.join {
                 Join::Sum => format!("{} + 0.5 * ({})", value.text, other.text),
                 Join::Product => format!("({}) * tanh({})", value.text, other.text),
-                Join::Quotient => format!("({}) / max(abs({}), 1)", value.text, other.text),
+                Join::Quotient => format!("({}) / max(abs({}), 0.83)", value.text, other.text),
             };
             value.keys |= other.keys;
             value.values |= other.values;
@@ -485,7 +491,7 @@ impl Page<'_> {
             Epilogue::Tanh => format!("tanh({x})"),
             Epilogue::Guarded => {
                 let x = self.hold(x);
-                format!("{x} / max(abs({x}), 1)")
+                format!("{x} / max(abs({x}), 0.83)")
             }
             Epilogue::Stopped => {
                 let x = self.hold(x);
@@ -512,7 +518,7 @@ impl Page<'_> {
             | Epilogue::Rms
             | Epilogue::Project
             | Epilogue::Onto(_)
-            | Epilogue::Max
+            | Epilogue::LogSumExp
                 if !value.values =>
             {
                 x
@@ -533,9 +539,9 @@ impl Page<'_> {
                 let v = self.value(Value::Plain(id));
                 format!("({x}) @ {v}")
             }
-            Epilogue::Max => {
+            Epilogue::LogSumExp => {
                 value.values = false;
-                format!("max({x}, V)")
+                format!("log(sum(exp({x} - max({x}, V)), V)) + max({x}, V)")
             }
         };
         let mut axes: Vec<&'static str> = if value.keys { self.keys().to_vec() } else { vec![] };

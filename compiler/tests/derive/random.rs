@@ -238,7 +238,7 @@ fn conclude(tally: &Tally) {
 }
 
 /// Programs on which a derivation once went wrong, as small as they could be made.
-const ONCE_WRONG: [(&str, &str); 4] = [
+const ONCE_WRONG: [(&str, &str); 6] = [
     (
         "a reader made from a state that is scanned before the state it reads",
         "recurrence drawn { axis K, V input k: [K] in unit(K) state p: [K], S: [K, V] \
@@ -253,6 +253,17 @@ const ONCE_WRONG: [(&str, &str); 4] = [
         "a product made anew of something a scan does not give",
         "recurrence drawn { axis K, V input k: [K] in unit(K), x: [K] in unit(K) state S: [K, V], p: [K] \
          S = S + k * (0.5 * ((0.5 * (x + p)) @ S)) output o: [V] = k @ S p = x }",
+    ),
+    (
+        "a product of two states",
+        "recurrence drawn { axis K input k: [K] in unit(K), x: [K] in unit(K) state n: [K], p: [K] \
+         n = n + x output o: [] = (0.5 * (k + p)) @ n p = k }",
+    ),
+    (
+        "a decay on V beside one on K and L that is a sum",
+        "recurrence drawn { axis K, L, V input a: [K, L] in [0, 1], g: [V] in (-inf, 0] \
+         input k: [K] in unit(K), j: [L] in unit(L) state S: [K, L, V] \
+         S = (1 - a) * exp(g) * S + k * j * (0.5 * ((k * j) @ S)) output o: [V] = (k * j) @ S }",
     ),
     (
         "a read written as a sum of a sum",
