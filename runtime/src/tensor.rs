@@ -73,6 +73,7 @@ impl<T: Copy> Aligned<T> {
         // `vec!` ends the process where there is no memory, so ask first; it gives zeros without touching them.
         Vec::<T>::new().try_reserve_exact(total).ok()?;
         let storage = vec![value; total];
+        prefer_large_pages(&storage);
         let start = storage.as_ptr().align_offset(ALIGNMENT).min(slack);
         Some(Aligned { storage, start, len })
     }
@@ -84,6 +85,29 @@ impl<T: Copy> Aligned<T> {
     pub fn as_mut_slice(&mut self) -> &mut [T] {
         &mut self.storage[self.start..self.start + self.len]
     }
+}
+
+/// Asks for large pages under big tensors: rows of one head lie a small page apart, so that each would need an entry
+/// of its own in the processor's table of pages. Only a wish; where it is not granted nothing changes.
+fn prefer_large_pages<T>(storage: &[T]) {
+    #[cfg(target_os = "linux")]
+    {
+        const LARGE_PAGE: usize = 1 << 21;
+        const MADV_HUGEPAGE: i32 = 14;
+        unsafe extern "C" {
+            fn madvise(address: *mut core::ffi::c_void, length: usize, advice: i32) -> i32;
+        }
+        let bytes = std::mem::size_of_val(storage);
+        let first = storage.as_ptr().cast::<u8>();
+        let skipped = first.align_offset(LARGE_PAGE);
+        if let Some(rest) = bytes.checked_sub(skipped).filter(|rest| *rest >= LARGE_PAGE) {
+            let whole = rest / LARGE_PAGE * LARGE_PAGE;
+            // SAFETY: the range lies inside `storage`, and the advice changes neither content nor access.
+            unsafe { madvise(first.add(skipped).cast_mut().cast(), whole, MADV_HUGEPAGE) };
+        }
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = storage;
 }
 
 impl<T: Copy> Clone for Aligned<T> {
