@@ -115,7 +115,7 @@ fn language(setting: &Setting, runs: &[Run]) -> String {
          parameters.</p>\n{}\n<table><thead><tr><th></th><th>bits per byte</th><th>tokens a second</th>\
          <th>time in the recurrence</th><th>parameters</th><th>compiled in</th></tr></thead><tbody>{}</tbody></table>\n\
          <p class=\"note\">Tokens a second are of whole training steps: forward, backward and optimiser. The models \
-         share all parameters but the projections of the gates, which only one of the files asks for. Code found in \
+         share all parameters but those that make an input which only one of the files declares. Code found in \
          the cache is not compiled again.</p>\n</section>",
         escape(setting.corpus),
         thousands(setting.n_bytes.0 as f64),
@@ -148,8 +148,8 @@ fn recall(setting: &Setting, runs: &[Run]) -> String {
     format!(
         "<section>\n<h2>Recalling what belongs to what</h2>\n<p>A sequence holds {pairs} pairs of one of {keys} keys and \
          one of {values} values, then {questions} keys alone, each to be answered with its value. Keys come again with \
-         other values, and the last one counts. Plain linear attention can only add to its state, so what a key was \
-         bound to before stays in the way; the delta rule first takes out what the state holds for the key. Guessing \
+         other values, and the last one counts. A state that is only ever added to, as in plain linear attention, keeps \
+         what a key was bound to before; the delta rule first takes out what the state holds for the key. Guessing \
          answers {:.1} % rightly. Both models, smaller ones of the same kind, take {} steps of {} fresh \
          sequences.</p>\n{}\n<table><thead><tr><th></th><th>answered rightly</th><th>tokens a second</th></tr></thead>\
          <tbody>{}</tbody></table>\n</section>",
