@@ -77,6 +77,9 @@ pub fn add_to_local(b: &mut Builder, local: LocalId, value: Expr) {
     b.emit(Stmt::Assign { local, value: add(Expr::Local(local), value) });
 }
 
+/// How to choose between going on and starting anew, and the events to start with.
+type Restart<'r> = (&'r dyn Fn(Expr, Expr) -> Expr, Range<usize>);
+
 /// A running segment: the sum of its logarithms and the product of its other factors.
 struct Running {
     logs: Option<LocalId>,
@@ -102,13 +105,7 @@ impl Running {
         }
     }
     /// Goes on over all events of a token; elsewhere (if `unless` does not hold) restarts with some of them.
-    fn go_on(
-        &self,
-        b: &mut Builder,
-        events: &Events,
-        env: &Env,
-        restart: Option<(&dyn Fn(Expr, Expr) -> Expr, Range<usize>)>,
-    ) {
+    fn go_on(&self, b: &mut Builder, events: &Events, env: &Env, restart: Option<Restart<'_>>) {
         let all = 0..events.len();
         if let Some(local) = self.logs {
             let mut value = plus_maybe(Expr::Local(local), events.logs(all.clone(), env));
@@ -167,12 +164,11 @@ impl Lowering<'_> {
                 let zero = Expr::Const(0.0);
                 let beyond = if diagonal {
                     let within = gates.from..gates.to.max(gates.from);
-                    let fresh = Running { logs: None, factors: None };
                     let logs = events.logs(within.clone(), &env).map(exp);
                     let value = match (logs, events.factors(within.clone(), &env)) {
                         (Some(a), Some(b)) => times(a, b),
                         (Some(a), None) | (None, Some(a)) => a,
-                        (None, None) => fresh.value(&events, 0..0, &env),
+                        (None, None) => Expr::Const(1.0),
                     };
                     select(on, value, zero)
                 } else {

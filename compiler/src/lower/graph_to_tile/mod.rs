@@ -69,10 +69,10 @@ impl<'g> Lowering<'g> {
 
         // What does not depend on the sequence, and the first values of the carries.
         for root in scope.plan.order.clone() {
-            if let Root::Node(id) = root {
-                if scope.plan.fixed[id.index()] {
-                    self.node(&mut scope, id)?;
-                }
+            if let Root::Node(id) = root
+                && scope.plan.fixed[id.index()]
+            {
+                self.node(&mut scope, id)?;
             }
         }
         let mut homes = Vec::new();

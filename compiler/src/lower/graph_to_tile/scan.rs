@@ -22,10 +22,10 @@ impl Lowering<'_> {
         // Where the results go: those that have a node, and scratch for those that have none.
         let mut results: Vec<Option<NodeId>> = vec![None; body.outputs.len()];
         for (n, node) in scope.nodes.iter().enumerate() {
-            if let Op::ScanResult(of, k) = &node.op {
-                if *of == id {
-                    results[*k] = Some(NodeId(n as u32));
-                }
+            if let Op::ScanResult(of, k) = &node.op
+                && *of == id
+            {
+                results[*k] = Some(NodeId(n as u32));
             }
         }
         let mut regions = Vec::new();

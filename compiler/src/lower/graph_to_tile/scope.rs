@@ -149,10 +149,10 @@ impl<'a> Scope<'a> {
         for copy in std::mem::take(&mut self.copies[id.index()]) {
             b.release(copy.region.buffer);
         }
-        if std::mem::take(&mut self.owned[id.index()]) {
-            if let Some(region) = &self.regions[id.index()] {
-                b.release(region.buffer);
-            }
+        if std::mem::take(&mut self.owned[id.index()])
+            && let Some(region) = &self.regions[id.index()]
+        {
+            b.release(region.buffer);
         }
         if let Some(holder) = self.holder[id.index()].take() {
             self.done(b, holder);
