@@ -6,6 +6,8 @@ mod functions;
 mod native;
 #[path = "cpu/products.rs"]
 mod products;
+#[path = "cpu/random.rs"]
+mod random;
 #[path = "cpu/statements.rs"]
 mod statements;
 #[path = "cpu/transposes.rs"]

@@ -192,15 +192,15 @@ fn define(function: Function, lanes: usize) -> String {
 }
 
 /// (eʳ − 1 − r) / r² on |r| ≤ 0.35.
-const EXP: [f32; 6] = [0.500_000_000, 0.166_666_668, 0.041_666_457, 0.008_333_284, 0.001_393_453_4, 0.000_199_088_9];
+const EXP: [f32; 6] = [0.5, 0.166_666_67, 0.041_666_456, 0.008_333_284, 0.001_393_453_5, 0.000_199_088_9];
 /// (ln(1 + f) − f + f²/2) / f³ on √½ − 1 ≤ f ≤ √2 − 1.
 const LOG: [f32; 9] = [
-    0.333_333_31,
-    -0.249_999_81,
-    0.200_006_88,
+    0.333_333_3,
+    -0.249_999_8,
+    0.200_006_89,
     -0.166_691_51,
     0.142_511_55,
-    -0.123_967_073,
+    -0.123_967_074,
     0.116_346_77,
     -0.116_598_87,
     0.073_324_37,
@@ -208,27 +208,34 @@ const LOG: [f32; 9] = [
 /// (artanh(s)/s − 1) / s² on 0 ≤ s² ≤ 1/9.
 const ARTANH: [f32; 5] = [0.333_333_34, 0.199_998_48, 0.142_964_05, 0.108_500_22, 0.116_268_87];
 /// (sin(r)/r − 1) / r² on |r| ≤ π/4.
-const SIN: [f32; 4] = [-0.166_666_67, 0.008_333_332, -0.000_198_400_64, 2.724_694_2e-6];
+const SIN: [f32; 4] = [-0.166_666_67, 0.008_333_332, -0.000_198_400_64, 0.000_002_724_694_2];
 /// (cos r − 1 + r²/2) / r⁴ on |r| ≤ π/4.
-const COS: [f32; 4] = [0.041_666_667, -0.001_388_888_8, 2.480_058_1e-5, -2.729_846_5e-7];
+const COS: [f32; 4] = [0.041_666_668, -0.001_388_888_8, 0.000_024_800_582, -2.7298466e-7];
 /// erf(x)/x on |x| ≤ 1, in x².
-const ERF: [f32; 7] =
-    [1.128_379_2, -0.376_126_27, 0.112_836, -0.026_854_445, 0.005_189_535_3, -0.000_802_084_13, 7.889_119_5e-5];
+const ERF: [f32; 7] = [
+    std::f32::consts::FRAC_2_SQRT_PI,
+    -0.376_126_26,
+    0.112_836,
+    -0.026_854_444,
+    0.005_189_535,
+    -0.000_802_084_1,
+    0.000_078_891_19,
+];
 /// ln(1 − erf(x)) on 1 ≤ x ≤ 4.
 const LOG_ERFC: [f32; 8] = [
-    -0.000_748_414_93,
+    -0.000_748_414_95,
     -1.125_957,
-    -0.639_047_16,
+    -0.639_047_15,
     -0.103_355_53,
-    0.022_638_644,
-    -0.003_441_248_7,
+    0.022_638_643,
+    -0.003_441_248_8,
     0.000_318_189_5,
-    -1.334_547_4e-5,
+    -0.000_013_345_474,
 ];
 
 /// ln 2 in two parts, the first short enough that a multiple by an exponent is exact.
-const LN2_HIGH: f32 = 0.693_359_375;
-const LN2_LOW: f32 = -2.121_944_4e-4;
+const LN2_HIGH: f32 = 355.0 / 512.0;
+const LN2_LOW: f32 = -0.000_212_194_44;
 /// 1.5·2²³: adding it rounds to an integer, which then stands in the low bits.
 const ROUND: f32 = 12_582_912.0;
 
@@ -288,7 +295,7 @@ impl Maths<'_> {
         let (from, to) = (self.ty(), self.int_ty());
         self.w.cast("bitcast", x, from, to)
     }
-    fn from_bits(&mut self, x: Val) -> Val {
+    fn floats(&mut self, x: Val) -> Val {
         let (from, to) = (self.int_ty(), self.ty());
         self.w.cast("bitcast", x, from, to)
     }
@@ -343,7 +350,7 @@ impl Maths<'_> {
         let exponent = self.int_op("shl", bits, twenty_three);
         let bias = self.i(127 << 23);
         let scale = self.int_op("add", exponent, bias);
-        (p, self.from_bits(scale))
+        (p, self.floats(scale))
     }
 
     fn exp(&mut self, x: Val) -> Val {
@@ -369,7 +376,7 @@ impl Maths<'_> {
         let exponent = self.int_op("ashr", offset, twenty_three);
         let high_bits = self.int_op("shl", exponent, twenty_three);
         let mantissa = self.int_op("sub", bits, high_bits);
-        let mantissa = self.from_bits(mantissa);
+        let mantissa = self.floats(mantissa);
         let (int_ty, ty) = (self.int_ty(), self.ty());
         let e = self.w.cast("sitofp", exponent, int_ty, ty);
         let one = self.c(1.0);
@@ -480,7 +487,7 @@ impl Maths<'_> {
         let sign = self.int_op("and", sign, top);
         let y_bits = self.bits(y);
         let y_bits = self.int_op("xor", y_bits, sign);
-        self.from_bits(y_bits)
+        self.floats(y_bits)
     }
 
     fn erf(&mut self, x: Val) -> Val {

@@ -45,8 +45,8 @@ impl Lowering<'_> {
             cut.tail = 0;
         }
         let count = group_size(cut.full, body);
-        if count > 0 {
-            let looped = cut.full / count * count;
+        if let Some(turns) = cut.full.checked_div(count) {
+            let looped = turns * count;
             let write =
                 |this: &mut Self, base: Val, count: usize| this.group_of(var, base, cut.lanes, count, cut.lanes, body);
             if looped > count {
@@ -137,8 +137,8 @@ impl Lowering<'_> {
         };
         let count = (64 / (weight(value) + 1)).clamp(1, 4).min(cut.full);
         let mut partial: Vec<Val> = Vec::new();
-        if count > 0 {
-            let looped = cut.full / count * count;
+        if let Some(turns) = cut.full.checked_div(count) {
+            let looped = turns * count;
             if looped > count {
                 let start = self.w.f32(identity, cut.lanes);
                 let start = vec![(start, ty); count];

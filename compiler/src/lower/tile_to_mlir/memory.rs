@@ -108,7 +108,7 @@ impl Lowering<'_> {
         let address = self.address(place);
         if !self.varies(place) {
             let raw = self.w.load(address, Ty::scalar(element(dtype)), &tag);
-            return Value::Uniform(self.to_f32(raw, dtype, 0));
+            return Value::Uniform(self.widen(raw, dtype, 0));
         }
         let group = self.group.as_ref().expect("a place that depends on the lane stands inside lanes");
         let (lanes, count, valid) = (group.lanes, group.count, group.valid);
@@ -135,7 +135,7 @@ impl Lowering<'_> {
                     None => self.w.load(at, ty, &tag),
                     Some(mask) => self.w.masked_load(at, mask, ty),
                 };
-                self.to_f32(raw, dtype, lanes)
+                self.widen(raw, dtype, lanes)
             })
             .collect();
         Value::Lanes(vectors)
@@ -155,7 +155,7 @@ impl Lowering<'_> {
         let address = self.address(place);
         self.fetch_ahead(place, address, true);
         for (n, value) in values.into_iter().enumerate() {
-            let raw = self.from_f32(value, dtype, lanes);
+            let raw = self.narrow(value, dtype, lanes);
             let at = self.w.element_at(address, lane(n * lanes), ty.elem);
             if valid == lanes {
                 self.w.store(raw, at, ty, &tag);
@@ -183,12 +183,12 @@ impl Lowering<'_> {
     pub(super) fn store_scalar(&mut self, place: &Place, value: Val) {
         let dtype = self.dtype(place.memory);
         let tag = self.tag(place.memory);
-        let raw = self.from_f32(value, dtype, 0);
+        let raw = self.narrow(value, dtype, 0);
         let address = self.address(place);
         self.w.store(raw, address, Ty::scalar(element(dtype)), &tag);
     }
 
-    fn to_f32(&mut self, raw: Val, dtype: DType, lanes: usize) -> Val {
+    fn widen(&mut self, raw: Val, dtype: DType, lanes: usize) -> Val {
         let (floats, ints) = (Ty::f32s(lanes), Ty { elem: Elem::I32, lanes });
         let w = &mut self.w;
         match dtype {
@@ -234,7 +234,7 @@ impl Lowering<'_> {
     }
 
     /// Rounds to nearest, ties to even.
-    fn from_f32(&mut self, value: Val, dtype: DType, lanes: usize) -> Val {
+    fn narrow(&mut self, value: Val, dtype: DType, lanes: usize) -> Val {
         let (floats, ints) = (Ty::f32s(lanes), Ty { elem: Elem::I32, lanes });
         let w = &mut self.w;
         match dtype {
