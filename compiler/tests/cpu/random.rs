@@ -27,7 +27,7 @@ impl Program {
         if depth == 0 || self.numbers.below(4) == 0 {
             return leaves[self.numbers.below(leaves.len())].clone();
         }
-        let mut sub = |this: &mut Self| this.value(depth - 1, leaves, row, lane);
+        let sub = |this: &mut Self| this.value(depth - 1, leaves, row, lane);
         let (a, b) = (sub(self), sub(self));
         match self.numbers.below(9) {
             0 => format!("({a} + {b})"),
