@@ -21,12 +21,12 @@ pub fn read(chunk: &mut Chunk, state: &ChunkState, weight: NodeId, clock: Clock)
     let scalar = chunk.boundary(Side::Prefix, &state.scalar, clock.scalar);
     let on_contracted = chunk.boundary(Side::Prefix, &state.on_contracted, clock.contracted);
     let on_free = chunk.boundary(Side::Prefix, &state.on_free, clock.free);
-    // The scalar factor goes where there is less to multiply.
-    let early = chunk.extent(&state.contracted) < chunk.extent(&state.free);
-    let reader = chunk.scaled(weight, [on_contracted, scalar.filter(|_| early)]);
+    // The scalar factor goes onto the reader: its gradient then comes out of the reader's, which the backward makes
+    // anyway, and the product with the state need not be made again for it.
+    let reader = chunk.scaled(weight, [on_contracted, scalar]);
     let product = chunk.b.contract(reader, state.start, &state.contracted);
     let t = chunk.t;
     let product = chunk.b.broadcast(product, &[t]);
     chunk.derivation.record(&RULE, format!("reads of {}", state.name), None);
-    chunk.scaled(product, [scalar.filter(|_| !early), on_free])
+    chunk.scaled(product, [on_free])
 }
