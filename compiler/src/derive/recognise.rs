@@ -183,6 +183,21 @@ fn low_rank(token: &TokenGraph, arena: &mut Builder, states: &[usize]) -> Result
         uses_only_reads(token, &mut analysis, node, &mut seen)?;
     }
 
+    // What is coupled as a whole has no other form, however it is read.
+    for (id, terms) in &definitions {
+        let whole = terms.iter().find_map(|term| match term.base {
+            Base::Version(of) => (of.state != id.state).then_some(of.state),
+            Base::One | Base::Read(_) => None,
+        });
+        if let Some(other) = whole {
+            let (name, other) = (&token.graph.carries[id.state].name, &token.graph.carries[other].name);
+            return reason(
+                format!("{name} takes in the whole of {other}: a coupling of full rank"),
+                analysis.builder.nodes[token.versions[id.state][id.version].node.index()].span,
+            );
+        }
+    }
+
     // Every read of a state sums over the same axes.
     let mut contracted: BTreeMap<usize, Vec<DimId>> = BTreeMap::new();
     for read in &analysis.reads {
@@ -307,10 +322,6 @@ fn decay(
     let mut coefficients = Vec::new();
     for term in terms {
         let Base::Version(of) = term.base else { continue };
-        if of.state != id.state {
-            let other = &token.graph.carries[of.state].name;
-            return reason(format!("{name} takes in the whole of {other}: a coupling of full rank"), span);
-        }
         if token.versions[of.state][of.version].node != before {
             return reason(format!("{name} goes back to a value it had before an update"), span);
         }

@@ -4,5 +4,6 @@
 mod examples;
 mod draw;
 mod fixtures;
+mod limits;
 mod random;
 mod summary;
