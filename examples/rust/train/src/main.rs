@@ -48,10 +48,10 @@ struct Arguments {
     #[arg(long, default_value_t = 4)]
     cases: usize,
     /// Steps of the language models
-    #[arg(long, default_value_t = 300, value_parser = at_least_one)]
+    #[arg(long, default_value_t = 220, value_parser = at_least_one)]
     steps: usize,
     /// Steps of the recall
-    #[arg(long, default_value_t = 400, value_parser = at_least_one)]
+    #[arg(long, default_value_t = 300, value_parser = at_least_one)]
     recall_steps: usize,
     /// Decides parameters and data
     #[arg(long, default_value_t = 1)]
@@ -92,7 +92,7 @@ fn run(arguments: &Arguments) -> Result<bool> {
         batch: 4,
         window: 256,
         rate: 4e-3,
-        measure_every: (arguments.steps / 12).max(1),
+        measure_every: (arguments.steps / 10).max(1),
         seed: arguments.seed,
     };
     let recall_schedule = Schedule {
@@ -100,7 +100,7 @@ fn run(arguments: &Arguments) -> Result<bool> {
         batch: 16,
         window: TASK.length(),
         rate: 6e-3,
-        measure_every: (arguments.recall_steps / 12).max(1),
+        measure_every: (arguments.recall_steps / 10).max(1),
         seed: arguments.seed,
     };
     let text = Text::read(&arguments.text, text_schedule.window)?;

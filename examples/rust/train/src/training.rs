@@ -37,7 +37,7 @@ pub struct Outcome {
     pub learning: Vec<(f64, f64)>,
     /// (step, what was measured)
     pub measured: Vec<(f64, f64)>,
-    /// The last measurement, over more data.
+    /// The last measurement.
     pub last: f64,
     /// Tokens learned from a second, measurements not counted.
     pub tokens_per_second: f64,
@@ -47,20 +47,23 @@ pub struct Outcome {
     pub n_parameters: usize,
 }
 
-/// Batches of held-out text for a measurement on the way, and for the last.
-const MEASURED_BATCHES: (usize, usize) = (2, 16);
+/// Batches of held-out text that are measured, the same ones every time.
+const MEASURED_BATCHES: usize = 8;
+
+/// New sequences that recall is measured on, the same ones every time.
+const MEASURED_SEQUENCES: usize = 64;
 
 /// Learns a text; what is measured is bits a byte of the held-out part.
 pub fn learn_text(model: &Model, mechanism: &Mechanism, text: &Text, schedule: &Schedule) -> Result<Outcome> {
     let Schedule { batch, window, .. } = *schedule;
-    let bits = |batches: usize| -> Result<f64> {
+    let bits = || -> Result<f64> {
         let mut sum = 0.0;
-        for number in 0..batches {
-            let Batch { tokens, targets } = text.held_out(number, batches, batch, window)?;
+        for number in 0..MEASURED_BATCHES {
+            let Batch { tokens, targets } = text.held_out(number, MEASURED_BATCHES, batch, window)?;
             let logits = model.forward(&tokens)?;
             sum += f64::from(loss(&logits, &targets)?.to_scalar::<f32>()?) / std::f64::consts::LN_2;
         }
-        Ok(sum / batches as f64)
+        Ok(sum / MEASURED_BATCHES as f64)
     };
     learn(
         model,
@@ -72,7 +75,7 @@ pub fn learn_text(model: &Model, mechanism: &Mechanism, text: &Text, schedule: &
             let n_tokens = tokens.elem_count();
             Ok((loss(&model.forward(&tokens)?, &targets)?, n_tokens))
         },
-        |last| bits(if last { MEASURED_BATCHES.1 } else { MEASURED_BATCHES.0 }),
+        bits,
     )
 }
 
@@ -89,9 +92,9 @@ pub fn learn_recall(model: &Model, mechanism: &Mechanism, task: &Task, schedule:
             let n_tokens = tokens.elem_count();
             Ok((loss(&answers(&tokens)?, &targets)?, n_tokens))
         },
-        |last| {
+        || {
             let mut random = Random::new(schedule.seed, "new sequences");
-            let Batch { tokens, targets } = task.draw(&mut random, if last { 128 } else { 32 })?;
+            let Batch { tokens, targets } = task.draw(&mut random, MEASURED_SEQUENCES)?;
             let right = answers(&tokens)?.argmax(D::Minus1)?.eq(&targets)?;
             right.to_dtype(DType::F32)?.mean_all()?.to_scalar::<f32>().map(f64::from)
         },
@@ -110,7 +113,7 @@ fn learn(
     schedule: &Schedule,
     measures: &str,
     mut loss_of_a_batch: impl FnMut(&mut Random) -> Result<(Tensor, usize)>,
-    mut measure: impl FnMut(bool) -> Result<f64>,
+    mut measure: impl FnMut() -> Result<f64>,
 ) -> Result<Outcome> {
     let mut random = Random::new(schedule.seed, "batches");
     let config = ParamsAdamW { lr: schedule.rate, beta2: 0.99, weight_decay: 0.05, ..ParamsAdamW::default() };
@@ -120,7 +123,7 @@ fn learn(
     let (mut spent, mut in_recurrence, mut n_tokens) = (Duration::ZERO, 0.0, 0);
     for step in 0..schedule.steps {
         if step % schedule.measure_every == 0 {
-            measured.push((step as f64, measure(false)?));
+            measured.push((step as f64, measure()?));
         }
         let started = Instant::now();
         mechanism.take_seconds();
@@ -136,7 +139,7 @@ fn learn(
         bar.set_message(format!("{latest:.3} {measures}"));
         bar.inc(1);
     }
-    let last = measure(true)?;
+    let last = measure()?;
     measured.push((schedule.steps as f64, last));
     bar.finish_with_message(format!("{last:.3} {measures}"));
     let seconds = spent.as_secs_f64();
