@@ -48,10 +48,10 @@ struct Arguments {
     #[arg(long, default_value_t = 4)]
     cases: usize,
     /// Steps of the language models
-    #[arg(long, default_value_t = 220, value_parser = at_least_one)]
+    #[arg(long, default_value_t = 200, value_parser = at_least_one)]
     steps: usize,
     /// Steps of the recall
-    #[arg(long, default_value_t = 300, value_parser = at_least_one)]
+    #[arg(long, default_value_t = 400, value_parser = at_least_one)]
     recall_steps: usize,
     /// Decides parameters and data
     #[arg(long, default_value_t = 1)]
