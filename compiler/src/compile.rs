@@ -90,8 +90,7 @@ pub fn derive(instance: &Instance, request: &Request) -> Result<Derived, Compile
             span: None,
         });
     }
-    let options =
-        |for_backward| Options { rows, recurrent: request.form == Form::Recurrent, for_backward };
+    let options = |for_backward| Options { rows, recurrent: request.form == Form::Recurrent, for_backward };
     let plan = || Plan { token: &token, arena: arena.clone(), recurrence: recurrence.clone() };
     let name = |direction: &str| format!("{}.{}.{direction}", instance.program.name, request.form.name());
 
@@ -186,7 +185,13 @@ fn default_chunk(recurrence: &Recurrence) -> usize {
             Class::LowRank(form) => {
                 let inside = form.states.iter().any(|s| !s.on_contracted.is_empty() || !s.on_free.is_empty());
                 let reading = form.edits.iter().any(|e| !e.reads.is_empty());
-                chunk = chunk.min(if inside { 16 } else if reading { 32 } else { 64 });
+                chunk = chunk.min(if inside {
+                    16
+                } else if reading {
+                    32
+                } else {
+                    64
+                });
             }
             Class::Elementwise { .. } | Class::General { .. } => chunk = chunk.min(32),
         }
@@ -196,7 +201,8 @@ fn default_chunk(recurrence: &Recurrence) -> usize {
 
 /// Rows a recurrent form takes at once: their inputs are prepared together, and a backward keeps a state for each.
 fn recurrent_rows(token: &TokenGraph, backward: bool) -> usize {
-    let elements: usize = token.graph.carries.iter().map(|c| token.graph.sizes(&c.layout).iter().product::<usize>()).sum();
+    let elements: usize =
+        token.graph.carries.iter().map(|c| token.graph.sizes(&c.layout).iter().product::<usize>()).sum();
     if backward && elements > 1 << 12 { 16 } else { 32 }
 }
 

@@ -180,9 +180,9 @@ impl<'a> Analysis<'a> {
     /// The terms of a node, whether it depends on the states or not.
     fn terms(&mut self, node: NodeId) -> Option<Vec<Term>> {
         match self.value(node) {
-            Value::Free => Some(
-                self.products(node).into_iter().map(|factors| Term { factors, base: Base::One }).collect(),
-            ),
+            Value::Free => {
+                Some(self.products(node).into_iter().map(|factors| Term { factors, base: Base::One }).collect())
+            }
             Value::Affine(terms) => Some(terms),
             Value::Opaque => None,
         }

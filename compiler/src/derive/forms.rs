@@ -227,11 +227,7 @@ pub fn summary(plan: Plan<'_>, rows: usize, derivation: Derivation) -> Result<Su
         let extents: Vec<usize> = form.states.iter().map(|s| deriver.chunk.extent(&s.contracted)).collect();
         let rank = deriver.arena.dims.len() as u32 * 2;
         let names: Vec<&str> = form.states.iter().map(|s| token.graph.carries[s.state].name.as_str()).collect();
-        let from = deriver.chunk.b.dim(
-            &format!("from_{}", names.join("_")),
-            DimKind::Axis(rank),
-            extents.iter().sum(),
-        );
+        let from = deriver.chunk.b.dim(&format!("from_{}", names.join("_")), DimKind::Axis(rank), extents.iter().sum());
         let homogeneous = summarise_span::homogeneous(&form, from)?;
         let mut m_starts = starts.clone();
         for (state, name) in form.states.iter().zip(&names) {
@@ -248,11 +244,23 @@ pub fn summary(plan: Plan<'_>, rows: usize, derivation: Derivation) -> Result<Su
             let layout = token.graph.carries[at].layout.clone();
             let end = ends[at].expect("every state of the stratum has an end");
             let end = deriver.chunk.b.broadcast(end, &layout);
-            carries.push(SummaryCarry { name: format!("U.{name}"), from_tensor: false, start: starts[at], end, layout });
+            carries.push(SummaryCarry {
+                name: format!("U.{name}"),
+                from_tensor: false,
+                start: starts[at],
+                end,
+                layout,
+            });
             let layout: Vec<DimId> = state.contracted.iter().copied().chain([from]).collect();
             let end = m_ends[at].expect("every state of the stratum has an end");
             let end = deriver.chunk.b.broadcast(end, &layout);
-            carries.push(SummaryCarry { name: format!("M.{name}"), from_tensor: true, start: m_starts[at], end, layout });
+            carries.push(SummaryCarry {
+                name: format!("M.{name}"),
+                from_tensor: true,
+                start: m_starts[at],
+                end,
+                layout,
+            });
             if let Some(total) = deriver.chunk.boundary(Side::Total, &on_free, 0) {
                 let layout = state.free.clone();
                 let start = deriver.chunk.b.input(&format!("D.{name}"), InputKind::Carry, layout.clone(), None);
@@ -478,8 +486,16 @@ impl Deriver<'_> {
         }
         self.chunk.b.rule = scan_tokens::RULE.name;
         let first: Vec<NodeId> = states.iter().map(|&s| starts[s]).collect();
-        let results =
-            scan_tokens::scan(&mut self.chunk, self.token, &self.arena, states, &needed, &operands, &first, keep_states)?;
+        let results = scan_tokens::scan(
+            &mut self.chunk,
+            self.token,
+            &self.arena,
+            states,
+            &needed,
+            &operands,
+            &first,
+            keep_states,
+        )?;
         for (&state, &end) in states.iter().zip(&results.ends) {
             ends[state] = Some(end);
         }
@@ -538,11 +554,5 @@ pub fn copy_op(
 
 /// Whether a token node is a plain elementwise function.
 pub fn is_elementwise(op: &Op) -> bool {
-    matches!(
-        op,
-        Op::Unary(..)
-            | Op::Binary(..)
-            | Op::Broadcast(_)
-            | Op::Select { .. }
-    )
+    matches!(op, Op::Unary(..) | Op::Binary(..) | Op::Broadcast(_) | Op::Select { .. })
 }

@@ -2,8 +2,8 @@
 
 use super::affine::{Analysis, Base, Term, Value, VersionId};
 use super::recurrence::{Class, Clock, Edit, Event, LowRank, MatrixState, Read, Recurrence, Stratum};
-use super::rules;
 use super::rule::Derivation;
+use super::rules;
 use crate::graph::build::Builder;
 use crate::graph::ir::{Binary, DimId, GateKind, NodeId, Op, Unary};
 use crate::lower::program_to_graph::{TokenGraph, Version};
@@ -269,7 +269,10 @@ fn definition(
             Ok(analysis.products(node).into_iter().map(|factors| Term { factors, base: Base::One }).collect())
         }
         Value::Opaque => reason(
-            format!("the new value of {} is not a decay of it plus edits of low rank", token.graph.carries[id.state].name),
+            format!(
+                "the new value of {} is not a decay of it plus edits of low rank",
+                token.graph.carries[id.state].name
+            ),
             analysis.builder.nodes[node.index()].span,
         ),
     }
@@ -435,9 +438,7 @@ fn addends(builder: &mut Builder, form: &MatrixState, log: NodeId) -> Vec<NodeId
     }
     match builder.nodes[log.index()].op.clone() {
         Op::Broadcast(x) => addends(builder, form, x),
-        Op::Unary(Unary::Neg, x) => {
-            addends(builder, form, x).into_iter().map(|part| builder.neg(part)).collect()
-        }
+        Op::Unary(Unary::Neg, x) => addends(builder, form, x).into_iter().map(|part| builder.neg(part)).collect(),
         Op::Binary(Binary::Add, x, y) => {
             let mut parts = addends(builder, form, x);
             parts.extend(addends(builder, form, y));
@@ -557,11 +558,7 @@ fn describe(token: &TokenGraph, arena: &Builder, form: &LowRank) -> String {
             decays.push(format!("on {}", axes(&state.free)));
         }
         let decays = if decays.is_empty() { "none".to_owned() } else { decays.join(" and ") };
-        parts.push(format!(
-            "{name} is [{}] × [{}], decay {decays}",
-            axes(&state.contracted),
-            axes(&state.free)
-        ));
+        parts.push(format!("{name} is [{}] × [{}], decay {decays}", axes(&state.contracted), axes(&state.free)));
     }
     let reading = form.edits.iter().filter(|e| !e.reads.is_empty()).count();
     parts.push(format!("{} edits a token, {reading} of them read the state", form.edits.len()));

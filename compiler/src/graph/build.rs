@@ -305,9 +305,8 @@ impl Builder {
 
     /// Values side by side along a dimension none of them has.
     pub fn stack(&mut self, parts: Vec<Option<NodeId>>, dim: DimId) -> NodeId {
-        let dims = self.canonical(
-            parts.iter().flatten().flat_map(|&x| self.dims_of(x).to_vec()).chain([dim]).collect::<Vec<_>>(),
-        );
+        let dims = self
+            .canonical(parts.iter().flatten().flat_map(|&x| self.dims_of(x).to_vec()).chain([dim]).collect::<Vec<_>>());
         self.add(Op::Stack(parts, dim), dims)
     }
 

@@ -1,8 +1,8 @@
 //! The bridges between levels, one file each, down only.
 
 pub mod graph_to_tile;
-pub mod program_to_graph;
 #[cfg(feature = "llvm")]
 pub mod mlir_to_llvm;
+pub mod program_to_graph;
 #[cfg(feature = "llvm")]
 pub mod tile_to_mlir;

@@ -226,9 +226,7 @@ impl Walk<'_> {
             ExprKind::AxisSize(axis) => self.builder.constant(self.instance.sizes[axis.index()] as f64),
             ExprKind::Const(c) => self.builder.constant(self.instance.consts[c.index()]),
             ExprKind::Tensor(t) => self.tensors[t.index()],
-            ExprKind::State(s) => {
-                self.versions[s.index()].last().expect("a state has its first version").node
-            }
+            ExprKind::State(s) => self.versions[s.index()].last().expect("a state has its first version").node,
             ExprKind::Local(local) => self.locals[local],
             ExprKind::LoopIndex(var) => self.builder.constant(self.loops[var] as f64),
             ExprKind::Index { base, axis, index } => {

@@ -43,10 +43,8 @@ fn split(chunk: &mut Chunk, blocks: Blocks, gates: &Gates) -> SplitGates {
     };
     let between_gates = Gates { events: vec![total], from: 1, to: 0 };
     let dims = b.dims_of(total.value).iter().copied().chain([blocks.col_block]).collect();
-    let between = b.add(
-        Op::Segment { gates: between_gates, row: blocks.row_block, col: blocks.col_block, diagonal: false },
-        dims,
-    );
+    let between = b
+        .add(Op::Segment { gates: between_gates, row: blocks.row_block, col: blocks.col_block, diagonal: false }, dims);
     let prefix = boundary(b, Side::Prefix, &events, gates.to, blocks.row).expect("a decay has events");
     let suffix = boundary(b, Side::Suffix, &events, gates.from, blocks.row).expect("a decay has events");
     SplitGates { gates: Gates { events, from: gates.from, to: gates.to }, between, prefix, suffix }

@@ -50,8 +50,7 @@ pub fn split(
     let carried: HashSet<NodeId> = states.iter().map(|&s| token.graph.carries[s].input).collect();
     let mut depends = vec![false; arena.nodes.len()];
     for (i, node) in arena.nodes.iter().enumerate() {
-        depends[i] =
-            carried.contains(&NodeId(i as u32)) || node.op.operands().iter().any(|x| depends[x.index()]);
+        depends[i] = carried.contains(&NodeId(i as u32)) || node.op.operands().iter().any(|x| depends[x.index()]);
     }
     // What depends on a state still to come cannot come out of this loop; its operands can. Nor can what sums over
     // both these states and the whole of an earlier one: outside it is a read of that one, by a weight from in here.
@@ -65,8 +64,7 @@ pub fn split(
         beyond[i] = state.is_some_and(|s| !states.contains(&s) && !earlier.contains(&s))
             || operands.iter().any(|x| beyond[x.index()] || (depends[i] && whole[x.index()]));
     }
-    let shapes: Vec<&[DimId]> =
-        states.iter().map(|&s| arena.dims_of(token.graph.carries[s].input)).collect();
+    let shapes: Vec<&[DimId]> = states.iter().map(|&s| arena.dims_of(token.graph.carries[s].input)).collect();
     let covers = |id: NodeId, least: usize| {
         let dims = arena.dims_of(id);
         shapes.iter().any(|shape| shape.len() >= least && shape.iter().all(|d| dims.contains(d)))

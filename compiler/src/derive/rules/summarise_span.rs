@@ -21,20 +21,13 @@ pub fn homogeneous(form: &LowRank, from: DimId) -> Result<LowRank, CompileError>
     if form.edits.iter().any(|e| e.scale.is_some()) {
         return Err(no_summary("an edit scales what it reads along a kept axis, so every column has a map of its own"));
     }
-    if form.edits.iter().any(|e| !e.reads.is_empty()) && form.states.iter().any(|s| !s.on_free.is_empty()) && form.states.len() > 1
+    if form.edits.iter().any(|e| !e.reads.is_empty())
+        && form.states.iter().any(|s| !s.on_free.is_empty())
+        && form.states.len() > 1
     {
         return Err(no_summary("coupled states decay along kept axes"));
     }
-    let states = form
-        .states
-        .iter()
-        .map(|s| MatrixState { free: vec![from], on_free: vec![], ..s.clone() })
-        .collect();
-    let edits = form
-        .edits
-        .iter()
-        .filter(|e| !e.reads.is_empty())
-        .map(|e| Edit { c: None, ..e.clone() })
-        .collect();
+    let states = form.states.iter().map(|s| MatrixState { free: vec![from], on_free: vec![], ..s.clone() }).collect();
+    let edits = form.edits.iter().filter(|e| !e.reads.is_empty()).map(|e| Edit { c: None, ..e.clone() }).collect();
     Ok(LowRank { states, edits })
 }

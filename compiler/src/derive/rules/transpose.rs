@@ -158,12 +158,8 @@ impl Transposer<'_> {
                         continue;
                     }
                     let own = self.b.dims_of(x).to_vec();
-                    let over: Vec<DimId> = result
-                        .iter()
-                        .chain(self.b.dims_of(other))
-                        .copied()
-                        .filter(|d| !own.contains(d))
-                        .collect();
+                    let over: Vec<DimId> =
+                        result.iter().chain(self.b.dims_of(other)).copied().filter(|d| !own.contains(d)).collect();
                     let over = self.b.canonical(over);
                     let x_adj = self.b.contract(y_adj, other, &over);
                     self.add(x, x_adj);
@@ -442,8 +438,7 @@ impl Transposer<'_> {
         }
         let x_adj = self.full(y, y_adj);
         let (row, col, slot, n) = (solve.row, solve.col, solve.slot, solve.rhs.len());
-        let axes: Vec<DimId> =
-            self.b.dims_of(y).iter().copied().filter(|d| *d != row && *d != slot).collect();
+        let axes: Vec<DimId> = self.b.dims_of(y).iter().copied().filter(|d| *d != row && *d != slot).collect();
         // Y = Tᵀ dX
         let rhs = (0..n).map(|j| self.b.index(x_adj, slot, j)).collect();
         let dims = self.b.dims_of(y).to_vec();
@@ -477,9 +472,7 @@ impl Transposer<'_> {
                 }
                 for (event, gate) in gates.events.iter().enumerate() {
                     if self.is_active(gate.value) {
-                        let adj = strict_gate(
-                            self.b, event, lower, scaled, columns, &axes, gates.clone(), row, col,
-                        );
+                        let adj = strict_gate(self.b, event, lower, scaled, columns, &axes, gates.clone(), row, col);
                         self.add(gate.value, adj);
                     }
                 }
@@ -591,19 +584,15 @@ impl Transposer<'_> {
         let body_dims = |id: NodeId| scan.body.nodes[id.index()].dims.clone();
         let seq: Vec<NodeId> =
             scan.body.inputs[..n_seq].iter().map(|i| input(&mut body, &mut inputs, body_dims(*i))).collect();
-        let states: Vec<NodeId> =
-            carry_inputs.iter().map(|i| input(&mut body, &mut inputs, body_dims(*i))).collect();
-        let seeds_seq: Vec<NodeId> =
-            cotangents.iter().map(|&n| input(&mut body, &mut inputs, node_dims(n))).collect();
+        let states: Vec<NodeId> = carry_inputs.iter().map(|i| input(&mut body, &mut inputs, body_dims(*i))).collect();
+        let seeds_seq: Vec<NodeId> = cotangents.iter().map(|&n| input(&mut body, &mut inputs, node_dims(n))).collect();
         let inv: Vec<NodeId> = scan.body.inputs[n_seq..n_seq + n_inv]
             .iter()
             .map(|i| input(&mut body, &mut inputs, body_dims(*i)))
             .collect();
         let adj_in: Vec<NodeId> = (0..n_carries).map(|n| input(&mut body, &mut inputs, node_dims(n))).collect();
-        let acc_in: Vec<NodeId> = active_inv
-            .iter()
-            .map(|&i| input(&mut body, &mut inputs, body_dims(scan.body.inputs[n_seq + i])))
-            .collect();
+        let acc_in: Vec<NodeId> =
+            active_inv.iter().map(|&i| input(&mut body, &mut inputs, body_dims(scan.body.inputs[n_seq + i]))).collect();
 
         let operands: Vec<NodeId> = seq.iter().chain(&inv).chain(&states).copied().collect();
         let outputs = body.inline(&scan.body, &operands);

@@ -87,8 +87,7 @@ pub fn solve(chunk: &mut Chunk, states: &[ChunkState], edits: &[OpenEdit]) -> Re
         for (i, &f) in open.iter().enumerate() {
             for read in edits[e].reads.iter().filter(|r| r.state == edits[f].target) {
                 let state = &states[read.state];
-                let scores =
-                    close_intra::scores(chunk, state, read.weight, edits[f].u, edits[f].write, read.clock);
+                let scores = close_intra::scores(chunk, state, read.weight, edits[f].u, edits[f].write, read.clock);
                 lower[j * n + i] = Some(match lower[j * n + i] {
                     Some(already) => chunk.b.plus(already, scores),
                     None => scores,
@@ -106,7 +105,10 @@ pub fn solve(chunk: &mut Chunk, states: &[ChunkState], edits: &[OpenEdit]) -> Re
             let clocks: Vec<usize> = edits[e].reads.iter().map(|r| r.clock.free).collect();
             if clocks.iter().any(|c| *c != clocks[0]) {
                 return Err(CompileError::Limit {
-                    what: format!("an edit of {} reads it at two moments with a decay of kept axes between", states[0].name),
+                    what: format!(
+                        "an edit of {} reads it at two moments with a decay of kept axes between",
+                        states[0].name
+                    ),
                     instead: "use --form recurrent, or split the edit into two statements".to_owned(),
                     span: None,
                 });
