@@ -5,10 +5,11 @@
 use chunkwise_compiler::artifact::Parts;
 use chunkwise_compiler::compile::{self, Derived, Request};
 use chunkwise_compiler::derive::form::Form;
-use chunkwise_compiler::graph::interp;
+use chunkwise_compiler::graph::interp::{self, Extent};
 use chunkwise_compiler::reference;
 use chunkwise_compiler::tensor::Bundle;
 use chunkwise_dsl::instance::Instance;
+use chunkwise_dsl::program::{Program, TensorKind};
 
 use crate::failure::Failure;
 use crate::options::FormChoice;
@@ -102,10 +103,13 @@ impl<'p> Engine<'p> {
                 reference::run(&self.instance, tensors).map_err(|error| Failure::Input(error.to_string()))
             }
             Way::Interpreted(derived) => {
+                let extent = extent(self.instance.program, tensors);
                 let result = match (backward, &derived.forward_saving, &derived.backward) {
-                    (true, Some(saving), Some(backward)) => interp::run_backward(saving, backward, tensors, None),
+                    (true, Some(saving), Some(backward)) => {
+                        interp::run_backward_over(saving, backward, tensors, &extent)
+                    }
                     (true, _, _) => return Err(Failure::Ours("gradients were not prepared".to_owned())),
-                    (false, _, _) => interp::run(&derived.forward, tensors, None),
+                    (false, _, _) => interp::run_over(&derived.forward, tensors, &extent),
                 };
                 // The tensors were matched with the program before, so whatever is wrong is wrong here.
                 result.map_err(|error| Failure::Ours(error.to_string()))
@@ -161,6 +165,32 @@ impl<'p> Engine<'p> {
             Way::Compiled(compiled, _) => Some(compiled),
         }
     }
+}
+
+/// How many sequences, tokens and heads there are. The program's own tensors say so: a graph may read none of them.
+fn extent(program: &Program, tensors: &Bundle) -> Extent {
+    let mut extent = Extent { batch: 0, length: 0, heads: 0, offsets: None };
+    for tensor in &program.tensors {
+        match (tensor.kind, tensors.get(&tensor.name).map(|it| it.shape.as_slice())) {
+            (TensorKind::Input, Some([batch, length, heads, ..])) => {
+                (extent.batch, extent.length) = (*batch, *length);
+                extent.heads = extent.heads.max(*heads);
+            }
+            (TensorKind::Param, Some([heads, ..])) => extent.heads = extent.heads.max(*heads),
+            // Refused where the tensors were matched with the program.
+            (TensorKind::Input | TensorKind::Param, Some(_) | None) => {}
+        }
+    }
+    // First states and cotangents may have the heads that inputs share.
+    for (name, tensor) in tensors {
+        let at = match name.split_once('.') {
+            Some(("grad_out", _)) => 2,
+            Some(("init" | "grad_final", _)) => 1,
+            Some(_) | None => continue,
+        };
+        extent.heads = extent.heads.max(tensor.shape.get(at).copied().unwrap_or(0));
+    }
+    extent
 }
 
 /// What to ask of the compiler. Only a parallel form is made for a length, which is rounded up so that sequences of

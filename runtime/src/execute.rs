@@ -102,18 +102,19 @@ impl CpuArtifact {
         let mut results = self.run_kernel(kernel, inputs, saved, offsets, options)?.results;
         for (name, gradient) in &mut results {
             let Some(source) = source_of(name) else { continue };
-            let Some(arg) = kernel.signature().args.iter().find(|arg| arg.name == source) else { continue };
-            let written = kernel.signature().args.iter().find(|arg| arg.name == *name);
-            let over_sequences = arg.role == Role::Head && written.is_some_and(|arg| arg.role == Role::Sequence);
-            let heads = inputs.get(&source).and_then(|input| input.shape().get(head_position(arg.role)).copied());
+            let Some(written) = kernel.signature().args.iter().find(|arg| arg.name == *name) else { continue };
+            // Told by what is written: a tensor on which nothing depends is no argument, but its gradient is, all zeros.
+            let over_sequences = written.role == Role::Sequence && name.starts_with("grad.");
+            let position = head_position(if over_sequences { Role::Head } else { written.role });
+            let heads = inputs.get(&source).and_then(|input| input.shape().get(position).copied());
             if over_sequences {
                 *gradient = sum_over_sequences(gradient)?;
             }
             if let Some(heads) = heads
                 && heads != 0
-                && gradient.shape()[head_position(arg.role)] != heads
+                && gradient.shape()[position] != heads
             {
-                *gradient = sum_over_groups(gradient, head_position(arg.role), heads)?;
+                *gradient = sum_over_groups(gradient, position, heads)?;
             }
         }
         Ok(results)
