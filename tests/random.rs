@@ -1,0 +1,266 @@
+//! Random programs, compiled in float32: outputs and states within 2e-5, gradients within 1e-4 of the float64 reference,
+//! relative to max(‖reference‖, a root mean square of 1e-3), and more where rounding the inputs alone moves the
+//! reference by more ([`chunkwise::verify::budget`]).
+//!
+//! The long mode: `CHUNKWISE_PROGRAMS=2000 cargo test --release --test all -- --ignored many_random_programs_compiled
+//! --nocapture`, from the seed in `CHUNKWISE_SEED`.
+
+use chunkwise::options::FormChoice;
+use chunkwise::precision::Precision;
+use chunkwise::verify::budget::Share;
+use chunkwise::verify::case::Case;
+use chunkwise::verify::measure::Check;
+use chunkwise::verify::verify_case;
+use chunkwise_compiler::generate::Sketch;
+use chunkwise_dsl::program::Program;
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// What a program gave.
+#[derive(Default)]
+struct Findings {
+    /// Worst error of outputs and states, and of gradients.
+    worst: [f64; 2],
+    /// Results that were allowed more because rounding the inputs moves the reference.
+    conditioned: usize,
+    compared: usize,
+    limit: Option<String>,
+    void: bool,
+}
+
+fn compare(program: &Program, case: &Case, forms: &[FormChoice]) -> Result<Findings, String> {
+    let checks: Vec<Check> = forms.iter().map(|&form| Check::Agrees(form, Precision::F32)).collect();
+    let report = verify_case(program, &BTreeMap::new(), &checks, case);
+    if let Some(failed) = report.failed.first() {
+        return Err(match (&failed.finding, &failed.message) {
+            (Some(it), _) => {
+                format!("{}: {} is off by {:.1e}, allowed {:.1e}", failed.check.name(), it.tensor, it.error, it.allowed)
+            }
+            (None, message) => format!("{}: {}", failed.check.name(), message.clone().unwrap_or_default()),
+        });
+    }
+    let mut findings = Findings { void: report.void > 0, ..Findings::default() };
+    for row in &report.rows {
+        findings.compared += row.cases;
+        findings.conditioned += row.conditioned;
+        if row.limit.is_some() {
+            findings.limit.clone_from(&row.limit);
+        }
+        if let Some(worst) = row.worst.as_ref().filter(|worst| !worst.conditioned) {
+            let at = usize::from(worst.share == Share::Gradients);
+            findings.worst[at] = findings.worst[at].max(worst.error);
+        }
+    }
+    Ok(findings)
+}
+
+/// A program of the generator, in a case; a panic is a failure like any other.
+fn try_sketch(
+    sketch: &Sketch,
+    case: Option<&Case>,
+    seed: u64,
+    forms: &[FormChoice],
+) -> Option<(Case, Result<Findings, String>)> {
+    let program = chunkwise_dsl::compile(&sketch.source()).ok()?.programs.remove(0);
+    let drawn = Case::draw(&program, seed, seed as usize);
+    let mut case = match case {
+        Some(case) => {
+            Case { sizes: drawn.sizes.keys().map(|axis| (axis.clone(), case.sizes[axis])).collect(), ..case.clone() }
+        }
+        None => drawn,
+    };
+    // A renamed axis has the size of its new name.
+    if let Some(&keys) = case.sizes.get("K") {
+        case.sizes.entry("J".to_owned()).and_modify(|size| *size = keys);
+    }
+    let result = catch_unwind(AssertUnwindSafe(|| compare(&program, &case, forms))).unwrap_or_else(|panic| {
+        let words = panic.downcast_ref::<String>().cloned();
+        Err(format!(
+            "panic: {}",
+            words.or_else(|| panic.downcast_ref::<&str>().map(|it| (*it).to_owned())).unwrap_or_default()
+        ))
+    });
+    Some((case, result))
+}
+
+fn try_seed(seed: u64, forms: &[FormChoice]) -> Result<Findings, String> {
+    let sketch = Sketch::draw(seed);
+    let Some((case, result)) = try_sketch(&sketch, None, seed, forms) else {
+        return Err(format!("seed {seed}: refused\n{}", sketch.source()));
+    };
+    let message = match result {
+        Ok(Findings { limit: Some(limit), .. }) if !sketch.may_be_limited() => {
+            return Err(format!("seed {seed}: limited: {limit}\n{case}\n{}", sketch.source()));
+        }
+        Ok(findings) => return Ok(findings),
+        Err(message) => message,
+    };
+    Err(format!("seed {seed}: {message}\n{}", shrunk(sketch, case, seed, forms)))
+}
+
+/// The smallest program and case that still fail, as text.
+fn shrunk(mut sketch: Sketch, mut case: Case, seed: u64, forms: &[FormChoice]) -> String {
+    let started = Instant::now();
+    let mut message = String::new();
+    let fails = |sketch: &Sketch, case: &Case| match try_sketch(sketch, Some(case), seed, forms) {
+        Some((_, Err(message))) => Some(message),
+        Some((_, Ok(_))) | None => None,
+    };
+    'smaller: while started.elapsed() < Duration::from_secs(60) {
+        for smaller in sketch.smaller() {
+            // A smaller program may have axes that the case has no size for.
+            let known = chunkwise_dsl::compile(&smaller.source())
+                .is_ok_and(|it| it.programs[0].axes.iter().all(|axis| case.sizes.contains_key(&axis.name)));
+            if let Some(why) = known.then(|| fails(&smaller, &case)).flatten() {
+                (sketch, message) = (smaller, why);
+                continue 'smaller;
+            }
+        }
+        for smaller in case.smaller() {
+            if let Some(why) = fails(&sketch, &smaller) {
+                (case, message) = (smaller, why);
+                continue 'smaller;
+            }
+        }
+        break;
+    }
+    format!("shrunk: {message}\n{case}\n{}", sketch.source())
+}
+
+/// What many programs gave together.
+#[derive(Default)]
+struct Tally {
+    programs: usize,
+    compared: usize,
+    conditioned: usize,
+    limited: usize,
+    void: usize,
+    worst: [(f64, u64); 2],
+    failures: Vec<String>,
+}
+
+impl Tally {
+    fn words(&self) -> String {
+        let [values, gradients] = self.worst;
+        format!(
+            "{} programs, {} comparisons, {} failed; {} comparisons allowed more for their condition, {} programs \
+             limited, {} void; worst error of the others: outputs and states {:.1e} (seed {}), gradients {:.1e} (seed {})",
+            self.programs,
+            self.compared,
+            self.failures.len(),
+            self.conditioned,
+            self.limited,
+            self.void,
+            values.0,
+            values.1,
+            gradients.0,
+            gradients.1
+        )
+    }
+}
+
+/// Tries programs on all processors. `forms` says which forms of the program of a seed.
+fn try_many(first: u64, count: u64, forms: fn(u64) -> Vec<FormChoice>, progress: bool) -> Tally {
+    let next = AtomicU64::new(first);
+    let tally = Mutex::new(Tally::default());
+    let started = Instant::now();
+    let workers = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| {
+        for _ in 0..workers {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= first + count || tally.lock().expect("no holder panics").failures.len() >= 8 {
+                        return;
+                    }
+                    let result = try_seed(seed, &forms(seed));
+                    let mut tally = tally.lock().expect("no holder panics");
+                    tally.programs += 1;
+                    match result {
+                        Ok(findings) => {
+                            tally.compared += findings.compared;
+                            tally.conditioned += findings.conditioned;
+                            tally.limited += usize::from(findings.limit.is_some());
+                            tally.void += usize::from(findings.void);
+                            for (worst, found) in tally.worst.iter_mut().zip(findings.worst) {
+                                if found > worst.0 {
+                                    *worst = (found, seed);
+                                }
+                            }
+                        }
+                        Err(message) => {
+                            if progress {
+                                eprintln!("{message}");
+                            }
+                            tally.failures.push(message);
+                        }
+                    }
+                    if progress && tally.programs.is_multiple_of(50) {
+                        eprintln!("{:.0} s: {}", started.elapsed().as_secs_f64(), tally.words());
+                    }
+                }
+            });
+        }
+    });
+    tally.into_inner().expect("no holder panics")
+}
+
+fn conclude(tally: &Tally) {
+    println!("{}", tally.words());
+    assert!(tally.failures.is_empty(), "{}", tally.failures.join("\n\n"));
+    assert!(tally.limited * 100 < tally.programs * 20, "too many programs only a token at a time");
+    assert!(tally.void * 100 < tally.programs * 5, "too many programs without a number to compare");
+    assert!(tally.conditioned * 20 < tally.compared, "too many comparisons were allowed more than the tolerance");
+}
+
+/// Programs whose compiled code once went wrong, as small as they could be made.
+const ONCE_WRONG: [(&str, &str); 2] = [
+    (
+        "a parameter on which nothing depends",
+        "recurrence drawn { axis V input u: [], v: [V] param G: [] in (-inf, 0], D: [V] state c: [] \
+         c = exp(G) * c c = u output o: [V] = c + D * v }",
+    ),
+    (
+        "an output that depends on no input",
+        "recurrence drawn { axis V input g: [] in (-inf, 0] param D: [V] state h: [V] \
+         h = exp(g) * h h = D output o: [V] = h }",
+    ),
+];
+
+#[test]
+fn programs_that_once_went_wrong_compiled() {
+    for (name, source) in ONCE_WRONG {
+        let program = chunkwise_dsl::compile(source).expect("the source is a program").programs.remove(0);
+        for number in 0..4 {
+            let case = Case::draw(&program, 3, number);
+            let findings = compare(&program, &case, &[FormChoice::Chunkwise, FormChoice::Recurrent]);
+            let findings = findings.unwrap_or_else(|message| panic!("{name}: {message}"));
+            assert!(findings.limit.is_none() && findings.compared > 0, "{name}");
+            let interpreted = [Check::Agrees(FormChoice::Recurrent, Precision::F64)];
+            let failed = verify_case(&program, &BTreeMap::new(), &interpreted, &case).failed;
+            assert!(failed.is_empty(), "{name}: {failed:?}");
+        }
+    }
+}
+
+#[test]
+fn random_programs_compiled() {
+    // The chunkwise form of every program, and the others by turns.
+    let forms =
+        |seed: u64| vec![FormChoice::Chunkwise, [FormChoice::Recurrent, FormChoice::Parallel][seed as usize % 2]];
+    conclude(&try_many(0, 64, forms, false));
+}
+
+#[test]
+#[ignore = "takes long; see the top of this file"]
+fn many_random_programs_compiled() {
+    let number = |name: &str, default: u64| match std::env::var(name) {
+        Ok(text) => text.parse().unwrap_or_else(|_| panic!("{name} is a whole number, not `{text}`")),
+        Err(_) => default,
+    };
+    let forms = |_| vec![FormChoice::Chunkwise, FormChoice::Recurrent, FormChoice::Parallel];
+    conclude(&try_many(number("CHUNKWISE_SEED", 2_000_000), number("CHUNKWISE_PROGRAMS", 2000), forms, true));
+}
