@@ -33,7 +33,8 @@ impl Blocks {
         };
         let n_blocks = self.full / self.block;
         let share = Options { threads: (options.threads / n_blocks).max(1), ..*options };
-        let along = |name: &str, access: Access| kernel.args.iter().find(|arg| arg.name == name && arg.access == access);
+        let along =
+            |name: &str, access: Access| kernel.args.iter().find(|arg| arg.name == name && arg.access == access);
         let run_block = |number: usize| -> Result<Tensors, LaunchError> {
             let mut part = Tensors::new();
             for (name, tensor) in inputs {

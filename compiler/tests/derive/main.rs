@@ -1,8 +1,8 @@
 //! Derived forms against recorded fixtures and against the reference, in float64.
 
+mod draw;
 #[path = "../reference/examples.rs"]
 mod examples;
-mod draw;
 mod fixtures;
 mod limits;
 mod random;

@@ -246,7 +246,7 @@ fn conclude(tally: &Tally) {
 }
 
 /// Programs on which a derivation once went wrong, as small as they could be made.
-const ONCE_WRONG: [(&str, &str); 6] = [
+const ONCE_WRONG: [(&str, &str); 7] = [
     (
         "a reader made from a state that is scanned before the state it reads",
         "recurrence drawn { axis K, V input k: [K] in unit(K) state p: [K], S: [K, V] \
@@ -272,6 +272,11 @@ const ONCE_WRONG: [(&str, &str); 6] = [
         "recurrence drawn { axis K, L, V input a: [K, L] in [0, 1], g: [V] in (-inf, 0] \
          input k: [K] in unit(K), j: [L] in unit(L) state S: [K, L, V] \
          S = (1 - a) * exp(g) * S + k * j * (0.5 * ((k * j) @ S)) output o: [V] = (k * j) @ S }",
+    ),
+    (
+        "a value in between that needs another state than the last one",
+        "recurrence drawn { axis K input k: [K] in unit(K), x: [K] in unit(K) state n: [K], p: [K] \
+         output o: [] = k @ n n = n + 0.5 * (x + p) n = k p = x }",
     ),
     (
         "a read written as a sum of a sum",

@@ -65,9 +65,8 @@ fn composed_summaries_are_one_pass() {
                 for item in 0..batch * heads {
                     for row in 0..k {
                         for col in 0..v {
-                            let product: f64 = (0..k)
-                                .map(|j| m[(item * k + row) * k + j] * before[(item * k + j) * v + col])
-                                .sum();
+                            let product: f64 =
+                                (0..k).map(|j| m[(item * k + row) * k + j] * before[(item * k + j) * v + col]).sum();
                             carried.push(product + u[(item * k + row) * v + col]);
                         }
                     }
