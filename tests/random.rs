@@ -217,18 +217,11 @@ fn conclude(tally: &Tally) {
 }
 
 /// Programs whose compiled code once went wrong, as small as they could be made.
-const ONCE_WRONG: [(&str, &str); 2] = [
-    (
-        "a parameter on which nothing depends",
-        "recurrence drawn { axis V input u: [], v: [V] param G: [] in (-inf, 0], D: [V] state c: [] \
-         c = exp(G) * c c = u output o: [V] = c + D * v }",
-    ),
-    (
-        "an output that depends on no input",
-        "recurrence drawn { axis V input g: [] in (-inf, 0] param D: [V] state h: [V] \
-         h = exp(g) * h h = D output o: [V] = h }",
-    ),
-];
+const ONCE_WRONG: [(&str, &str); 1] = [(
+    "a parameter on which nothing depends",
+    "recurrence drawn { axis V input u: [], v: [V] param G: [] in (-inf, 0], D: [V] state c: [] \
+     c = exp(G) * c c = u output o: [V] = c + D * v }",
+)];
 
 #[test]
 fn programs_that_once_went_wrong_compiled() {
@@ -239,10 +232,22 @@ fn programs_that_once_went_wrong_compiled() {
             let findings = compare(&program, &case, &[FormChoice::Chunkwise, FormChoice::Recurrent]);
             let findings = findings.unwrap_or_else(|message| panic!("{name}: {message}"));
             assert!(findings.limit.is_none() && findings.compared > 0, "{name}");
-            let interpreted = [Check::Agrees(FormChoice::Recurrent, Precision::F64)];
-            let failed = verify_case(&program, &BTreeMap::new(), &interpreted, &case).failed;
-            assert!(failed.is_empty(), "{name}: {failed:?}");
         }
+    }
+}
+
+/// Only the program's own tensors say how many tokens there are: the graph reads none that has any.
+#[test]
+fn an_output_that_depends_on_no_input_is_interpreted() {
+    let source = "recurrence drawn { axis V input g: [] in (-inf, 0] param D: [V] state h: [V] \
+                  h = exp(g) * h h = D output o: [V] = h }";
+    let program = chunkwise_dsl::compile(source).expect("the source is a program").programs.remove(0);
+    for number in 0..4 {
+        let case = Case::draw(&program, 3, number);
+        let report =
+            verify_case(&program, &BTreeMap::new(), &[Check::Agrees(FormChoice::Recurrent, Precision::F64)], &case);
+        assert!(report.failed.is_empty(), "{:?}", report.failed);
+        assert!(report.rows.iter().any(|row| row.cases > 0), "nothing was compared");
     }
 }
 

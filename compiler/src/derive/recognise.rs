@@ -38,8 +38,10 @@ fn components(token: &TokenGraph) -> Vec<Vec<usize>> {
     let graph = &token.graph;
     let mut needs = DiGraph::<usize, ()>::new();
     let ids: Vec<_> = (0..graph.carries.len()).map(|s| needs.add_node(s)).collect();
-    for (s, carry) in graph.carries.iter().enumerate() {
-        let reached = ancestors(&graph.nodes.iter().map(|n| n.op.operands()).collect::<Vec<_>>(), carry.output);
+    let operands: Vec<Vec<NodeId>> = graph.nodes.iter().map(|n| n.op.operands()).collect();
+    for (s, versions) in token.versions.iter().enumerate() {
+        // Also what only a value in between needs: an output may read that one.
+        let reached: HashSet<NodeId> = versions.iter().flat_map(|v| ancestors(&operands, v.node)).collect();
         for (other, from) in graph.carries.iter().enumerate() {
             if reached.contains(&from.input) {
                 needs.add_edge(ids[s], ids[other], ());

@@ -351,7 +351,9 @@ impl Page<'_> {
         for edit in &update.outside {
             outside += &self.edit(update.state, edit, share);
         }
-        let fresh = update.fresh && edits().next().is_some();
+        // What is forgotten for a parameter would be the same for every token.
+        let fixed = |edit: &Edit| matches!(edit.content, Content::Value(Value::Param(_)));
+        let fresh = update.fresh && edits().next().is_some() && !edits().any(fixed);
         let value = if fresh {
             (inside + &outside).trim_start_matches(" + ").trim_start().to_owned()
         } else {
