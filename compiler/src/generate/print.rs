@@ -1,4 +1,5 @@
 //! A sketch as `.cw` text. In: a sketch; out: its source. Declares what the sketch mentions and nothing else.
+//! Long because it is one case for each thing a sketch can hold, with no seam between them.
 
 use super::{
     Content, Edit, Epilogue, Gate, Join, Law, Map, Output, Place, Read, Scalar, Sketch, Snapshot, StateKind, Step,

@@ -2,6 +2,8 @@
 //!
 //! In: nodes of a builder and adjoints of some of them. Out: adjoints of others, as new nodes of the same builder. The
 //! adjoint of `x` is `x_adj`. Exact; conventions: |x|′(0) = 0, a tie in min or max splits equally, sign′ = 0.
+//!
+//! One file although long: it is one match over all operations, and one reads it beside the list of them.
 
 use super::gate_inside::{strict_cols, strict_gate, strict_rows, strict_weight};
 use crate::derive::chunk::within_token;
