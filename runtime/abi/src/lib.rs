@@ -4,6 +4,8 @@
 //! sequence `i / heads`. Items are independent, so a caller may hand disjoint ranges to threads, each with scratch
 //! memory of its own. Nothing is allocated, locked or printed inside.
 
+pub mod gpu;
+
 use serde::{Deserialize, Serialize};
 
 /// Version of this contract; part of every cache key and manifest.
