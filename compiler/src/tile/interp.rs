@@ -255,12 +255,12 @@ impl<'a> Item<'a> {
     fn stmt(&mut self, stmt: &'a Stmt) -> Ran<()> {
         self.stmt = Some(stmt);
         match stmt {
-            Stmt::For { var, lo, hi, reverse, body } => {
+            Stmt::For { var, lo, hi, order, body } => {
                 let (lo, hi) = (self.index(lo)?, self.index(hi)?);
-                if *reverse {
-                    self.each(*var, (lo..hi).rev(), |item| item.block(body))
-                } else {
-                    self.each(*var, lo..hi, |item| item.block(body))
+                match order {
+                    Order::Forward => self.each(*var, lo..hi, |item| item.block(body)),
+                    // Processors run loops of any order forwards: a loop that is not one would be found out here.
+                    Order::Reverse | Order::Any => self.each(*var, (lo..hi).rev(), |item| item.block(body)),
                 }
             }
             Stmt::Lanes { var, extent, body } => self.each(*var, 0..*extent as i64, |item| item.block(body)),

@@ -30,7 +30,7 @@
 //!   arg final.S : f32 sequence[128, 128] write
 //!   buf %s : [128, 128]
 //!   for c in 0 .. chunks(64) {
-//!     for i in 0 .. 64 { lanes k in 0 .. 128 { %qs[i, k] = q[min(64*c + i, T - 1), k] } }
+//!     for i in any 0 .. 64 { lanes k in 0 .. 128 { %qs[i, k] = q[min(64*c + i, T - 1), k] } }
 //!     matmul %p[64, 64] = %qs[64, 128] * %kt[128, 64] lower
 //!   }
 //! }
@@ -143,10 +143,29 @@ pub struct Index {
     pub at_most: Option<Affine>,
 }
 
+/// The order of a loop's turns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Order {
+    /// From the first to the last.
+    Forward,
+    /// From the last to the first.
+    Reverse,
+    /// Any, or all at once: no turn reads what another writes, and none writes what another does. Processors run it
+    /// forwards, the interpreter backwards, a GPU spreads it over threads or blocks.
+    Any,
+}
+
+impl Order {
+    /// From the last to the first, or from the first to the last.
+    pub fn reversed(reverse: bool) -> Order {
+        if reverse { Order::Reverse } else { Order::Forward }
+    }
+}
+
 /// A statement.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Stmt {
-    /// `for var in lo .. hi { body }`, in order, or from the last to the first.
+    /// `for var in lo .. hi { body }`.
     For {
         /// The variable.
         var: VarId,
@@ -154,8 +173,8 @@ pub enum Stmt {
         lo: Index,
         /// One past the last value; nothing runs when it is not above `lo`.
         hi: Index,
-        /// From `hi − 1` down to `lo`.
-        reverse: bool,
+        /// In which order its turns run.
+        order: Order,
         /// Statements.
         body: Vec<Stmt>,
     },

@@ -260,12 +260,18 @@ impl Parser {
         if self.take_word("for") {
             let name = self.name("the loop's variable")?;
             self.word("in")?;
-            let reverse = self.take_word("reverse");
+            let order = if self.take_word("reverse") {
+                Order::Reverse
+            } else if self.take_word("any") {
+                Order::Any
+            } else {
+                Order::Forward
+            };
             let lo = self.index()?;
             self.sign("..")?;
             let hi = self.index()?;
             let (var, body) = self.scoped(name, |parser| parser.block())?;
-            return Ok(Stmt::For { var, lo, hi, reverse, body });
+            return Ok(Stmt::For { var, lo, hi, order, body });
         }
         if self.take_word("lanes") {
             let (name, extent) = self.lane_range()?;

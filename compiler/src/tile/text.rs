@@ -171,7 +171,7 @@ pub fn compare_sign(op: Compare) -> &'static str {
 }
 
 /// Words of the grammar that could be taken for a variable.
-const RESERVED: [&str; 7] = ["T", "min", "chunks", "reverse", "in", "at", "step"];
+const RESERVED: [&str; 8] = ["T", "min", "chunks", "reverse", "any", "in", "at", "step"];
 
 /// What ids are called: unique names, made of letters, digits and underscores.
 struct Names {
@@ -448,8 +448,12 @@ impl Printer<'_> {
     fn first(&self, stmt: &Stmt) -> String {
         let names = &self.names;
         match stmt {
-            Stmt::For { var, lo, hi, reverse, .. } => {
-                let order = if *reverse { "reverse " } else { "" };
+            Stmt::For { var, lo, hi, order, .. } => {
+                let order = match order {
+                    Order::Forward => "",
+                    Order::Reverse => "reverse ",
+                    Order::Any => "any ",
+                };
                 format!("for {} in {order}{} .. {} {{", names.var(*var), names.index(lo), names.index(hi))
             }
             Stmt::Lanes { var, extent, .. } => format!("lanes {} in 0 .. {extent} {{", names.var(*var)),

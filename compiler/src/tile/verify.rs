@@ -201,7 +201,7 @@ impl Verifier<'_> {
         self.line = Line::Stmt(self.n_stmts);
         self.n_stmts += 1;
         match stmt {
-            Stmt::For { var, lo, hi, body, reverse: _ } => {
+            Stmt::For { var, lo, hi, body, order: _ } => {
                 for bound in [lo, hi] {
                     self.index(bound);
                     if self.lane.is_some_and(|lane| index_mentions(bound, lane.var)) {

@@ -61,7 +61,7 @@ fn an_unused_variable_is_dropped_and_the_rest_renumbered() {
         var: VarId(1),
         lo: Index { value: Affine::default(), at_most: None },
         hi: Index { value: Affine { constant: 2, ..Affine::default() }, at_most: None },
-        reverse: false,
+        order: Order::Any,
         body: vec![
             Stmt::Local { local: LocalId(7), value: Expr::Const(1.0) },
             Stmt::Store {
@@ -161,7 +161,7 @@ const N_BUFFERS: u32 = 2;
 /// A statement tree in which variables and locals are chosen by number among those in scope.
 #[derive(Clone, Debug)]
 enum Shape {
-    For(IndexShape, IndexShape, bool, Vec<Shape>),
+    For(IndexShape, IndexShape, Order, Vec<Shape>),
     Lanes(usize, Vec<Shape>),
     If(AffineShape, Compare, AffineShape, Vec<Shape>),
     Local(ExprShape),
@@ -258,10 +258,10 @@ impl Builder {
     }
     fn stmt(&mut self, shape: &Shape) -> Stmt {
         match shape {
-            Shape::For(lo, hi, reverse, body) => {
+            Shape::For(lo, hi, order, body) => {
                 let (lo, hi) = (self.index(lo), self.index(hi));
                 let var = self.declare("i");
-                Stmt::For { var, lo, hi, reverse: *reverse, body: self.within(var, body) }
+                Stmt::For { var, lo, hi, order: *order, body: self.within(var, body) }
             }
             Shape::Lanes(extent, body) => {
                 let var = self.declare("min");
@@ -365,8 +365,13 @@ fn any_body() -> impl Strategy<Value = Vec<Shape>> {
     let stmt = leaf.prop_recursive(3, 12, 4, |inner| {
         let body = prop::collection::vec(inner, 0..4);
         prop_oneof![
-            (any_index(), any_index(), any::<bool>(), body.clone())
-                .prop_map(|(lo, hi, reverse, body)| Shape::For(lo, hi, reverse, body)),
+            (
+                any_index(),
+                any_index(),
+                prop::sample::select(vec![Order::Forward, Order::Reverse, Order::Any]),
+                body.clone()
+            )
+                .prop_map(|(lo, hi, order, body)| Shape::For(lo, hi, order, body)),
             (1usize..300, body.clone()).prop_map(|(n, body)| Shape::Lanes(n, body)),
             (any_affine(), any_compare(), any_affine(), body)
                 .prop_map(|(lhs, op, rhs, body)| Shape::If(lhs, op, rhs, body)),

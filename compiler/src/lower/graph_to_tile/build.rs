@@ -3,7 +3,7 @@
 
 use super::index::{Env, Region, Step, exactly, number, variable};
 use crate::graph::ir::{DimId, Graph};
-use crate::tile::ir::{Affine, Arg, Buffer, BufferId, Expr, Index, LANES, LocalId, Memory, Place, Stmt, VarId};
+use crate::tile::ir::{Affine, Arg, Buffer, BufferId, Expr, Index, LANES, LocalId, Memory, Order, Place, Stmt, VarId};
 
 /// Statements, variables and scratch of one kernel.
 pub struct Builder<'g> {
@@ -82,37 +82,35 @@ impl<'g> Builder<'g> {
     }
 
     /// A loop with any bounds.
-    pub fn for_range(
-        &mut self,
-        name: &str,
-        lo: Index,
-        hi: Index,
-        reverse: bool,
-        body: impl FnOnce(&mut Self, &Affine),
-    ) {
+    pub fn for_range(&mut self, name: &str, lo: Index, hi: Index, order: Order, body: impl FnOnce(&mut Self, &Affine)) {
         let var = self.var(name);
         let stmts = self.block(|b| body(b, &variable(var)));
         if !stmts.is_empty() {
-            self.emit(Stmt::For { var, lo, hi, reverse, body: stmts });
+            self.emit(Stmt::For { var, lo, hi, order, body: stmts });
         }
     }
 
-    /// A loop from zero.
+    /// A loop from zero, in order.
     pub fn for_each(&mut self, name: &str, extent: usize, body: impl FnOnce(&mut Self, &Affine)) {
         if extent == 1 {
             return body(self, &number(0));
         }
-        self.for_range(name, exactly(number(0)), exactly(number(extent as i64)), false, body);
+        self.for_range(name, exactly(number(0)), exactly(number(extent as i64)), Order::Forward, body);
     }
 
     /// A loop over the positions of each dimension.
-    pub fn for_dims(&mut self, dims: &[DimId], env: &Env, body: &mut dyn FnMut(&mut Self, &Env)) {
+    pub fn for_dims(&mut self, dims: &[DimId], order: Order, env: &Env, body: &mut dyn FnMut(&mut Self, &Env)) {
         match dims.split_first() {
             None => body(self, env),
+            Some((&first, rest)) if self.size(first) == 1 => {
+                self.for_dims(rest, order, &env.with(first, number(0)), body);
+            }
             Some((&first, rest)) => {
                 let name = self.graph.dim(first).name.clone();
-                let size = self.size(first);
-                self.for_each(&name, size, |b, at| b.for_dims(rest, &env.with(first, at.clone()), body));
+                let end = exactly(number(self.size(first) as i64));
+                self.for_range(&name, exactly(number(0)), end, order, |b, at| {
+                    b.for_dims(rest, order, &env.with(first, at.clone()), body);
+                });
             }
         }
     }
@@ -133,7 +131,7 @@ impl<'g> Builder<'g> {
         for &(dim, var) in loops.iter().rev() {
             if self.size(dim) > 1 && lane.is_none_or(|(d, _)| d != dim) {
                 let hi = exactly(number(self.size(dim) as i64));
-                stmts = vec![Stmt::For { var, lo: exactly(number(0)), hi, reverse: false, body: stmts }];
+                stmts = vec![Stmt::For { var, lo: exactly(number(0)), hi, order: Order::Any, body: stmts }];
             }
         }
         stmts.into_iter().for_each(|s| self.emit(s));

@@ -8,7 +8,7 @@ use super::index::{Env, Region, exactly, number, variable};
 use super::plan::Lower;
 use super::scope::{Form, Scope};
 use crate::graph::ir::{DimId, NodeId, Op};
-use crate::tile::ir::{BinaryOp, Expr, Matmul, ReduceOp, Stmt, Triangle, Update, VarId};
+use crate::tile::ir::{BinaryOp, Expr, Matmul, Order, ReduceOp, Stmt, Triangle, Update, VarId};
 
 /// An element of what is reduced.
 type Element<'e> = dyn FnMut(&mut Builder, &Env, &mut Memo) -> Expr + 'e;
@@ -128,9 +128,8 @@ impl Lowering<'_> {
                 Update::Add | Update::Subtract => update,
             }
         };
-        let loops: Vec<DimId> = shape.loops.iter().chain(&shape.sums).copied().collect();
         let outer = scope.outer.clone();
-        self.b.for_dims(&loops, &outer, &mut |b, env| {
+        let product = &mut |b: &mut Builder, env: &Env| {
             let (pd, pl, pr) = (b.pitch(dst.buffer), b.pitch(l.buffer), b.pitch(r.buffer));
             b.emit(Stmt::Matmul(Matmul {
                 dst: dst.matrix(env, pd, strides.0.0, strides.0.1),
@@ -142,6 +141,9 @@ impl Lowering<'_> {
                 update,
                 triangle,
             }));
+        };
+        self.b.for_dims(&shape.loops, Order::Any, &outer, &mut |b, env| {
+            b.for_dims(&shape.sums, Order::Forward, env, product);
         });
     }
 
@@ -253,7 +255,7 @@ pub fn reduce(
     let running = |b: &mut Builder, element: &mut Element| {
         b.block(|b| {
             let total = b.local(Expr::Const(start));
-            b.for_dims(over, &env, &mut |b, env| {
+            b.for_dims(over, Order::Forward, &env, &mut |b, env| {
                 let value = element(b, env, &mut Memo::default());
                 let value = Expr::Binary(binary, Box::new(Expr::Local(total)), Box::new(value));
                 b.emit(Stmt::Assign { local: total, value });
@@ -272,7 +274,7 @@ pub fn reduce(
     for &(dim, var) in loops.iter().rev() {
         if b.size(dim) > 1 && lane.is_none_or(|(d, _)| d != dim) {
             let hi = exactly(number(b.size(dim) as i64));
-            stmts = vec![Stmt::For { var, lo: exactly(number(0)), hi, reverse: false, body: stmts }];
+            stmts = vec![Stmt::For { var, lo: exactly(number(0)), hi, order: Order::Any, body: stmts }];
         }
     }
     stmts.into_iter().for_each(|s| b.emit(s));
@@ -308,7 +310,7 @@ fn across(
                     b.store(place.clone(), Expr::Const(start));
                 }
             }
-            b.for_dims(&rest, &env.with(lane, variable(var)), &mut |b, env| {
+            b.for_dims(&rest, Order::Forward, &env.with(lane, variable(var)), &mut |b, env| {
                 let mut value = element(b, env, &mut bare);
                 legal &= expr_has_lanes(&value, var);
                 if update == Update::Subtract {

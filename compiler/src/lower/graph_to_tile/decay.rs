@@ -10,7 +10,7 @@ use super::elementwise::{add, compare, exp, select, times};
 use super::index::{Env, Region, exactly, number, plus};
 use super::scope::{Form, Scope};
 use crate::graph::ir::{DimId, GateKind, Gates, NodeId, Op, Side};
-use crate::tile::ir::{Affine, Compare, Expr, LocalId, ReduceOp, Stmt, Update};
+use crate::tile::ir::{Affine, Compare, Expr, LocalId, Order, ReduceOp, Stmt, Update};
 
 /// One event of a token: where its factor lies, and its logarithm if that was given.
 pub struct Event {
@@ -194,7 +194,7 @@ impl Lowering<'_> {
         self.b.nest(&dims, &scope.outer, &mut |b, env| {
             let running = Running::start(b, &events);
             let hi = exactly(number(rows as i64));
-            b.for_range("i", exactly(number(0)), hi, side == Side::Suffix, |b, i| {
+            b.for_range("i", exactly(number(0)), hi, Order::reversed(side == Side::Suffix), |b, i| {
                 let env = env.with(row, i.clone());
                 let more = match side {
                     Side::Prefix => Some(0..gates.to),
@@ -242,7 +242,7 @@ impl Lowering<'_> {
                 b.emit(Stmt::Assign { local: p, value: select(before(i), going, fresh) });
             });
             let s = b.local(Expr::Const(0.0));
-            b.for_range("i", exactly(number(0)), exactly(number(rows as i64)), true, |b, i| {
+            b.for_range("i", exactly(number(0)), exactly(number(rows as i64)), Order::Reverse, |b, i| {
                 let env = env.with(row, i.clone());
                 for clock in (0..=n).rev() {
                     if clock == gates.to {
@@ -304,14 +304,14 @@ impl Lowering<'_> {
         self.b.nest(&lanes, &scope.outer, &mut |b, env| {
             let (lo, hi) = (exactly(number(0)), exactly(number(rows as i64)));
             let p = b.local(Expr::Const(1.0));
-            b.for_range("i", lo.clone(), hi.clone(), suffix, |b, i| {
+            b.for_range("i", lo.clone(), hi.clone(), Order::reversed(suffix), |b, i| {
                 let env = env.with(row, i.clone());
                 b.store(parts.place(&env), Expr::Local(p));
                 scale_local(b, p, events.product(0..n, &env));
             });
             let start = if side == Side::Total { Expr::Load(weight.place(env)) } else { Expr::Const(0.0) };
             let s = b.local(start);
-            b.for_range("i", lo, hi, !suffix, |b, i| {
+            b.for_range("i", lo, hi, Order::reversed(!suffix), |b, i| {
                 let env = env.with(row, i.clone());
                 let clocks: Vec<usize> = if suffix { (0..=n).collect() } else { (0..=n).rev().collect() };
                 for clock in clocks {

@@ -9,7 +9,7 @@ use super::elementwise::{add, compare, select, times};
 use super::index::{Env, Region, number};
 use super::scope::{Form, Scope};
 use crate::graph::ir::{DimId, GatedPart, NodeId, Op};
-use crate::tile::ir::{Compare, Expr, LocalId, Stmt};
+use crate::tile::ir::{Compare, Expr, LocalId, Order, Stmt};
 
 /// Rows up to which the sums of one column of lanes stay in registers.
 const UNROLLED: usize = 16;
@@ -59,7 +59,7 @@ impl Lowering<'_> {
         self.b.nest(&lanes, &scope.outer, &mut |b, env| {
             let sums: Vec<LocalId> =
                 if unrolled { (0..count).map(|_| b.local(Expr::Const(0.0))).collect() } else { Vec::new() };
-            b.for_dims(axes, env, &mut |b, env| {
+            b.for_dims(axes, Order::Forward, env, &mut |b, env| {
                 let p = b.local(Expr::Const(0.0));
                 if unrolled {
                     for (i, &sum) in sums.iter().enumerate() {
@@ -113,7 +113,7 @@ impl Lowering<'_> {
                 let at = env.with(row, j.clone());
                 let p = b.local(maybe_times(Expr::Load(cols.place(&env)), events.product(from..n, &at)));
                 let (lo, hi) = after(j, count);
-                b.for_range("i", lo, hi, false, |b, i| {
+                b.for_range("i", lo, hi, Order::Forward, |b, i| {
                     let env = env.with(row, i.clone());
                     let value = maybe_times(Expr::Local(p), events.product(0..to, &env));
                     let value = times(Expr::Load(weight.place(&env)), value);
@@ -143,7 +143,7 @@ impl Lowering<'_> {
                 let p = b.local(events.product(from..n, &at).unwrap_or(Expr::Const(1.0)));
                 let total = b.local(Expr::Const(0.0));
                 let (lo, hi) = after(j, count);
-                b.for_range("i", lo, hi, false, |b, i| {
+                b.for_range("i", lo, hi, Order::Forward, |b, i| {
                     let env = env.with(row, i.clone());
                     let value = maybe_times(Expr::Local(p), events.product(0..to, &env));
                     let pair = times(Expr::Load(weight.place(&env)), Expr::Load(rows.place(&env)));
@@ -182,13 +182,13 @@ impl Lowering<'_> {
                 let at = env.with(row, j.clone());
                 let p = b.local(maybe_times(Expr::Load(cols.place(&env)), events.product(from..n, &at)));
                 let (lo, hi) = after(j, count);
-                b.for_range("i", lo.clone(), hi.clone(), false, |b, i| {
+                b.for_range("i", lo.clone(), hi.clone(), Order::Forward, |b, i| {
                     let env = env.with(row, i.clone());
                     b.store(products.place(&env), Expr::Local(p));
                     scale_local(b, p, events.product(0..n, &env));
                 });
                 let s = b.local(Expr::Const(0.0));
-                b.for_range("i", lo, hi, true, |b, i| {
+                b.for_range("i", lo, hi, Order::Reverse, |b, i| {
                     let env = env.with(row, i.clone());
                     for clock in (0..=n).rev() {
                         if clock == to {

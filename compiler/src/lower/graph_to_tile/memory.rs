@@ -6,7 +6,7 @@ use super::elementwise::{Memo, last_real_row};
 use super::index::{Env, Region, exactly, number, plus, scaled, sum, variable};
 use super::scope::{Position, Scope};
 use crate::graph::ir::{DimId, InputKind, NodeId};
-use crate::tile::ir::{Affine, Arg, ArgId, Expr, Index, Memory, Place, Symbol};
+use crate::tile::ir::{Affine, Arg, ArgId, Expr, Index, Memory, Order, Place, Symbol};
 use chunkwise_abi::{Access, DType, Role};
 
 /// `T`.
@@ -146,24 +146,24 @@ impl Lowering<'_> {
         });
     }
 
-    /// A loop whose body emits through the whole lowering.
+    /// A loop over rows that have nothing to do with each other, whose body emits through the whole lowering.
     pub fn rows(&mut self, name: &str, lo: Index, hi: Index, body: impl FnOnce(&mut Self, &Affine)) {
-        self.rows_either_way(name, lo, hi, false, body);
+        self.rows_in_order(name, lo, hi, Order::Any, body);
     }
 
-    /// As [`Self::rows`], from the last to the first if `reverse`.
-    pub fn rows_either_way(
+    /// As [`Self::rows`], in a given order.
+    pub fn rows_in_order(
         &mut self,
         name: &str,
         lo: Index,
         hi: Index,
-        reverse: bool,
+        order: Order,
         body: impl FnOnce(&mut Self, &Affine),
     ) {
         let var = self.b.var(name);
         let body = self.inside(|this| body(this, &variable(var)));
         if !body.is_empty() {
-            self.b.emit(crate::tile::ir::Stmt::For { var, lo, hi, reverse, body });
+            self.b.emit(crate::tile::ir::Stmt::For { var, lo, hi, order, body });
         }
     }
 

@@ -26,7 +26,7 @@ use scope::{Position, Scope};
 
 use crate::error::CompileError;
 use crate::graph::ir::{DimId, Graph, NodeId, Op};
-use crate::tile::ir::{Affine, Expr, Kernel, ReduceOp, Stmt, Symbol};
+use crate::tile::ir::{Affine, Expr, Kernel, Order, ReduceOp, Stmt, Symbol};
 
 /// Types of a kernel's tensors. States are always float32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,7 +111,8 @@ impl<'g> Lowering<'g> {
         result?;
         let steps = Affine { symbols: vec![(Symbol::Chunks(graph.tokens), 1)], ..Affine::default() };
         let (lo, hi) = (exactly(number(0)), exactly(steps));
-        self.b.emit(Stmt::For { var: step, lo, hi, reverse: graph.reverse, body });
+        let order = if graph.carries.is_empty() { Order::Any } else { Order::reversed(graph.reverse) };
+        self.b.emit(Stmt::For { var: step, lo, hi, order, body });
 
         for (carry, (_, home)) in graph.carries.iter().zip(&homes) {
             if let Some(name) = &carry.last {

@@ -9,7 +9,7 @@ use super::plan::{Plan, Sink};
 use super::scope::Scope;
 use crate::error::CompileError;
 use crate::graph::ir::{DimId, NodeId, Op};
-use crate::tile::ir::{Expr, Index, Memory, Place};
+use crate::tile::ir::{Expr, Index, Memory, Order, Place};
 
 impl Lowering<'_> {
     /// Computes all results of an [`Op::Scan`].
@@ -68,7 +68,7 @@ impl Lowering<'_> {
         let invariants: Vec<Region> = scan.invariants.iter().map(|&x| scope.region(x)).collect();
         let outer = scope.outer.clone();
         let mut failed = None;
-        self.rows_either_way("i", exactly(number(0)), real_rows(position), scan.reverse, |this, i| {
+        self.rows_in_order("i", exactly(number(0)), real_rows(position), Order::reversed(scan.reverse), |this, i| {
             inner.outer = outer.with(scan.row, i.clone());
             let given = sequences.iter().map(|s| s.indexed(scan.row, i)).chain(invariants.iter().cloned());
             for (&input, region) in body.inputs.iter().zip(given) {

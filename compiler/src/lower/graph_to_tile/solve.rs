@@ -9,7 +9,7 @@ use super::elementwise::{Memo, add, times};
 use super::index::{Env, Region, exactly, number, plus, scaled, sum, variable};
 use super::scope::Scope;
 use crate::graph::ir::{DimId, NodeId, Op, Solve};
-use crate::tile::ir::{Affine, Expr, LocalId, Matmul, Stmt, Triangle, Update};
+use crate::tile::ir::{Affine, Expr, LocalId, Matmul, Order, Stmt, Triangle, Update};
 
 /// Values of one block that are kept in registers.
 const BLOCK: usize = 16;
@@ -105,11 +105,11 @@ impl Lowering<'_> {
         let far = |slot: usize| if back { 0..solve.reads[slot] } else { solve.writes[slot]..n };
         let (lo, hi) = (exactly(number(0)), exactly(number(rows as i64)));
         self.b.nest(axes, &scope.outer, &mut |b, env| {
-            b.for_range("t", lo.clone(), hi.clone(), back, |b, t| {
+            b.for_range("t", lo.clone(), hi.clone(), Order::reversed(back), |b, t| {
                 let at = env.with(solve.row, t.clone());
                 let solved = |b: &mut Builder, body: &mut dyn FnMut(&mut Builder, &Affine)| {
                     let (lo, hi) = if back { (plus(t, 1), number(rows as i64)) } else { (number(0), t.clone()) };
-                    b.for_range("s", exactly(lo), exactly(hi), false, |b, s| body(b, s));
+                    b.for_range("s", exactly(lo), exactly(hi), Order::Forward, |b, s| body(b, s));
                 };
                 for p in system.slots() {
                     let total = b.local(Expr::Const(0.0));
@@ -189,7 +189,7 @@ impl Lowering<'_> {
             let start = scaled(&variable(var), height as i64);
             let body = self.inside(|this| block(this, &start, height));
             let (lo, hi) = (exactly(number(0)), exactly(number(full as i64)));
-            self.b.emit(Stmt::For { var, lo, hi, reverse: back, body });
+            self.b.emit(Stmt::For { var, lo, hi, order: Order::reversed(back), body });
         }
         if let (Some((start, size)), false) = (&left_over, back) {
             block(self, start, *size);
@@ -223,7 +223,7 @@ impl Lowering<'_> {
         } else {
             (number(0), start.clone())
         };
-        self.b.for_dims(around, &scope.outer, &mut |b, env| {
+        self.b.for_dims(around, Order::Any, &scope.outer, &mut |b, env| {
             for p in 0..system.n {
                 for q in 0..system.n {
                     let block = if back { q * system.n + p } else { p * system.n + q };

@@ -8,7 +8,8 @@ use super::lanes::Group;
 use super::writer::{Elem, Ty, Val, Writer};
 use super::{Vectors, matmul};
 use crate::tile::ir::{
-    Affine, ArgId, Compare, Cond, Expr, Index, Kernel, LocalId, Matmul, Stmt, Symbol, Triangle, Update, VarId, View,
+    Affine, ArgId, Compare, Cond, Expr, Index, Kernel, LocalId, Matmul, Order, Stmt, Symbol, Triangle, Update, VarId,
+    View,
 };
 use chunkwise_abi::Role;
 use std::collections::{HashMap, HashSet};
@@ -222,12 +223,13 @@ impl Lowering<'_> {
 
     fn stmt(&mut self, stmt: &Stmt) {
         match stmt {
-            Stmt::For { var, lo, hi, reverse: _, body } if self.transposes(*var, lo, hi, body) => {}
-            Stmt::For { var, lo, hi, reverse, body } => {
+            Stmt::For { var, lo, hi, order: _, body } if self.transposes(*var, lo, hi, body) => {}
+            Stmt::For { var, lo, hi, order, body } => {
+                let reverse = *order == Order::Reverse;
                 let (lo, hi) = (self.index(lo), self.index(hi));
                 let turn = self.w.open_for(lo, hi, 1);
                 self.open_scope();
-                let value = if *reverse {
+                let value = if reverse {
                     let one = self.w.i64(1);
                     let ends = self.w.op("add", lo, hi, Ty::I64);
                     let top = self.w.op("sub", ends, one, Ty::I64);
@@ -236,7 +238,7 @@ impl Lowering<'_> {
                     turn
                 };
                 self.vars.insert(*var, value);
-                self.backwards.insert(*var, *reverse);
+                self.backwards.insert(*var, reverse);
                 self.stmts(body);
                 self.close_scope();
                 self.w.end();

@@ -15,7 +15,7 @@ const TYPES: [Ty; 6] = [Ty::PTR, Ty::I64, Ty::PTR, Ty::I64, Ty::I64, Ty::I64];
 impl Lowering<'_> {
     /// Lowers a loop that is a transposition; false if it is none.
     pub(super) fn transposes(&mut self, outer: VarId, lo: &Index, hi: &Index, body: &[Stmt]) -> bool {
-        let [Stmt::For { var: inner, lo: inner_lo, hi: inner_hi, reverse: _, body }] = body else { return false };
+        let [Stmt::For { var: inner, lo: inner_lo, hi: inner_hi, order: _, body }] = body else { return false };
         let [Stmt::Store { place: dst, value: Expr::Load(src) }] = body.as_slice() else { return false };
         let (Some(outer_extent), Some(inner_extent)) = (whole(lo, hi), whole(inner_lo, inner_hi)) else { return false };
         let block = i64::try_from(self.vectors.lanes).expect("a vector is short");
