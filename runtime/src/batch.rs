@@ -4,7 +4,7 @@
 //! touches elements.
 
 use crate::error::LaunchError;
-use crate::tensor::{HostTensor, Tensors};
+use crate::tensor::{ElementType, HostTensor, Tensors};
 use chunkwise_abi::{Access, ArgSignature, KernelSignature, Role, chunk_slot};
 
 /// The sequences of a call.
@@ -104,7 +104,7 @@ impl Batch {
         };
         let mut heads = None;
         for (arg, tensor) in given() {
-            let own = heads_of(arg, tensor)?;
+            let own = heads_of(arg, tensor.shape())?;
             heads = heads.max(Some(own));
         }
         let Some(heads) = heads else {
@@ -145,22 +145,28 @@ impl Batch {
 
     /// Checks that a tensor is what the call needs for an argument; gives its number of heads.
     pub fn check(&self, arg: &ArgSignature, tensor: &HostTensor) -> Result<usize, LaunchError> {
-        if tensor.dtype() != arg.dtype.into() {
-            return Err(LaunchError::Type {
-                name: arg.name.clone(),
-                found: tensor.dtype(),
-                expected: arg.dtype.into(),
-            });
+        self.check_shape(arg, tensor.dtype(), tensor.shape())
+    }
+
+    /// The same of a tensor wherever it lies.
+    pub fn check_shape(
+        &self,
+        arg: &ArgSignature,
+        found: ElementType,
+        found_shape: &[usize],
+    ) -> Result<usize, LaunchError> {
+        if found != arg.dtype.into() {
+            return Err(LaunchError::Type { name: arg.name.clone(), found, expected: arg.dtype.into() });
         }
-        let heads = heads_of(arg, tensor)?;
+        let heads = heads_of(arg, found_shape)?;
         let own = if may_share_heads(arg) { heads } else { self.heads };
         let shape = self.shape(arg, own)?;
-        if tensor.shape() != shape {
+        if found_shape != shape {
             let names = names(arg);
             let sizes: Vec<String> = names.iter().zip(&shape).map(|(name, size)| format!("{name} = {size}")).collect();
             return Err(LaunchError::Shape {
                 name: arg.name.clone(),
-                found: tensor.shape().to_vec(),
+                found: found_shape.to_vec(),
                 expected: format!("[{}]", sizes.join(", ")),
             });
         }
@@ -187,16 +193,12 @@ pub(crate) fn head_position(role: Role) -> usize {
     }
 }
 
-/// The heads of a tensor with the right number of dimensions.
-fn heads_of(arg: &ArgSignature, tensor: &HostTensor) -> Result<usize, LaunchError> {
-    if tensor.shape().len() != head_position(arg.role) + 1 + arg.inner.len() {
-        return Err(LaunchError::Shape {
-            name: arg.name.clone(),
-            found: tensor.shape().to_vec(),
-            expected: described(arg),
-        });
+/// The heads of a shape with the right number of dimensions.
+fn heads_of(arg: &ArgSignature, shape: &[usize]) -> Result<usize, LaunchError> {
+    if shape.len() != head_position(arg.role) + 1 + arg.inner.len() {
+        return Err(LaunchError::Shape { name: arg.name.clone(), found: shape.to_vec(), expected: described(arg) });
     }
-    Ok(tensor.shape()[head_position(arg.role)])
+    Ok(shape[head_position(arg.role)])
 }
 
 /// Names of the dimensions of an argument.

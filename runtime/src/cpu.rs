@@ -269,7 +269,12 @@ impl SharedCall<'_> {
 }
 
 /// The strides of a dense tensor.
-fn strides(role: Role, shape: &[usize], heads: usize, data: *mut core::ffi::c_void) -> Result<TensorArg, LaunchError> {
+pub(crate) fn strides(
+    role: Role,
+    shape: &[usize],
+    heads: usize,
+    data: *mut core::ffi::c_void,
+) -> Result<TensorArg, LaunchError> {
     let position = head_position(role);
     let too_large = || LaunchError::TooLarge { what: format!("a tensor of shape {shape:?}") };
     // Elements from one index to the next of dimension `at`. With an extent of 0 elsewhere it may count what does not

@@ -100,23 +100,7 @@ impl CpuArtifact {
     ) -> Result<Tensors, LaunchError> {
         let kernel = self.backward.as_ref().ok_or_else(|| self.no_kernel("backward"))?;
         let mut results = self.run_kernel(kernel, inputs, saved, offsets, options)?.results;
-        for (name, gradient) in &mut results {
-            let Some(source) = source_of(name) else { continue };
-            let Some(written) = kernel.signature().args.iter().find(|arg| arg.name == *name) else { continue };
-            // Told by what is written: a tensor on which nothing depends is no argument, but its gradient is, all zeros.
-            let over_sequences = written.role == Role::Sequence && name.starts_with("grad.");
-            let position = head_position(if over_sequences { Role::Head } else { written.role });
-            let heads = inputs.get(&source).and_then(|input| input.shape().get(position).copied());
-            if over_sequences {
-                *gradient = sum_over_sequences(gradient)?;
-            }
-            if let Some(heads) = heads
-                && heads != 0
-                && gradient.shape()[position] != heads
-            {
-                *gradient = sum_over_groups(gradient, position, heads)?;
-            }
-        }
+        sum_shared(&mut results, kernel.signature(), inputs)?;
         Ok(results)
     }
 
@@ -206,8 +190,31 @@ impl CpuArtifact {
     }
 }
 
+/// Does what a backward kernel leaves to its caller: gradients of one value a head are summed over sequences, those of
+/// inputs with fewer heads over the heads that shared one, in order.
+pub(crate) fn sum_shared(results: &mut Tensors, kernel: &KernelSignature, inputs: &Tensors) -> Result<(), LaunchError> {
+    for (name, gradient) in results {
+        let Some(source) = source_of(name) else { continue };
+        let Some(written) = kernel.args.iter().find(|arg| arg.name == *name) else { continue };
+        // Told by what is written: a tensor on which nothing depends is no argument, but its gradient is, all zeros.
+        let over_sequences = written.role == Role::Sequence && name.starts_with("grad.");
+        let position = head_position(if over_sequences { Role::Head } else { written.role });
+        let heads = inputs.get(&source).and_then(|input| input.shape().get(position).copied());
+        if over_sequences {
+            *gradient = sum_over_sequences(gradient)?;
+        }
+        if let Some(heads) = heads
+            && heads != 0
+            && gradient.shape()[position] != heads
+        {
+            *gradient = sum_over_groups(gradient, position, heads)?;
+        }
+    }
+    Ok(())
+}
+
 /// The tensor a kernel reads for an argument: as given, in another type, or zeros.
-fn readable<'a>(
+pub(crate) fn readable<'a>(
     arg: &ArgSignature,
     inputs: &'a Tensors,
     saved: &'a Tensors,
