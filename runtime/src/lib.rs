@@ -7,6 +7,7 @@ pub mod batch;
 pub mod blocks;
 pub mod cache;
 pub mod cpu;
+pub mod cuda;
 pub mod error;
 pub mod execute;
 pub mod library;

@@ -324,6 +324,20 @@ impl HostTensor {
         }
     }
 
+    /// The elements as they lie in memory.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        let length = self.n_elements() * self.dtype().bytes();
+        // SAFETY: that many bytes start there, all of them set, borrowed as long as `self` is.
+        unsafe { std::slice::from_raw_parts(self.address().cast(), length) }
+    }
+
+    /// The elements as they lie in memory, to be changed: every pattern of bits is a float.
+    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
+        let length = self.n_elements() * self.dtype().bytes();
+        // SAFETY: as above, and mutably.
+        unsafe { std::slice::from_raw_parts_mut(self.address_mut().cast(), length) }
+    }
+
     /// Address of the first element.
     pub(crate) fn address(&self) -> *const core::ffi::c_void {
         match &self.elements {
