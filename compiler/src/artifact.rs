@@ -10,11 +10,17 @@ use crate::compile::{Request, derive};
 use crate::error::CompileError;
 use crate::graph::ir::{DimId, Graph, InputKind, Op};
 use crate::lower::graph_to_tile::{Options, lower};
+#[cfg(feature = "llvm")]
+use crate::lower::tile_to_nvvm::{self, Products};
 use crate::pass;
 use crate::pipeline;
 #[cfg(feature = "llvm")]
 use crate::target::cpu::{CpuTarget, Want, compile_kernels};
+#[cfg(feature = "llvm")]
+use crate::target::nvptx::{self, Family};
 use crate::tile::ir::Kernel;
+#[cfg(feature = "llvm")]
+use chunkwise_abi::gpu::{GpuKernel, GpuModule, GpuRecurrence};
 use chunkwise_abi::{ABI_VERSION, ArgSignature, DType, KernelSignature, Signature};
 #[cfg(feature = "llvm")]
 use chunkwise_dsl::instance::Instance;
@@ -84,12 +90,25 @@ pub fn graphs(derived: &Derived, parts: Parts) -> Result<Vec<(Direction, Graph)>
     Ok(graphs)
 }
 
-/// The tile programs of a form.
+/// The tile programs of a form, for a processor.
 pub fn tiles(derived: &Derived, dtype: DType, parts: Parts) -> Result<Vec<Tile>, CompileError> {
-    let options = Options { dtype_tokens: dtype, dtype_heads: DType::F32 };
+    tiles_as(derived, &Options { dtype_tokens: dtype, ..Options::default() }, parts)
+}
+
+/// The tile programs of a form, for a GPU.
+pub fn tiles_for_gpu(derived: &Derived, dtype: DType, parts: Parts) -> Result<Vec<Tile>, CompileError> {
+    tiles_as(derived, &options_for_gpu(dtype), parts)
+}
+
+/// How graphs become tile programs for a GPU: rows start in different banks, and products take operands as they lie.
+pub fn options_for_gpu(dtype: DType) -> Options {
+    Options { dtype_tokens: dtype, pad: 4, any_strides: true, ..Options::default() }
+}
+
+fn tiles_as(derived: &Derived, options: &Options, parts: Parts) -> Result<Vec<Tile>, CompileError> {
     let mut tiles = Vec::new();
     for (direction, graph) in graphs(derived, parts)? {
-        let kernel = lower(&graph, &options)?;
+        let kernel = lower(&graph, options)?;
         if cfg!(debug_assertions)
             && let Err(error) = crate::tile::verify::verify(&kernel)
         {
@@ -188,4 +207,62 @@ pub fn compile_cpu(
     };
     let signature = signature(&instance.program.name, &derived, &tiles, &compiled.scratch_bytes);
     Ok(Artifact { signature, object })
+}
+
+/// Derives a form and compiles it for a family of GPUs.
+#[cfg(feature = "llvm")]
+pub fn compile_gpu(
+    instance: &Instance,
+    request: &Request,
+    parts: Parts,
+    dtype: DType,
+    family: &Family,
+) -> Result<GpuRecurrence, CompileError> {
+    let derived = derive(instance, request)?;
+    let tiles = tiles_for_gpu(&derived, dtype, parts)?;
+    let options = schedule(dtype, family);
+    let signature = signature(&instance.program.name, &derived, &tiles, &vec![0; tiles.len()]);
+    let mut modules = std::collections::BTreeMap::new();
+    for tile in &tiles {
+        let compiled = nvptx::compile_kernel(&tile.kernel, &tile.symbol, &options, family, nvptx::Want::default())?;
+        let kernel_signature = match tile.direction {
+            Direction::Forward => &signature.forward,
+            Direction::ForwardSaving => &signature.forward_saving,
+            Direction::Backward => &signature.backward,
+        };
+        let count = |n: usize| u32::try_from(n).expect("shared memory has fewer than 2³² bytes");
+        let kernel = GpuKernel {
+            symbol: tile.symbol.clone(),
+            threads: count(options.threads),
+            shared_bytes: count(compiled.lowered.shared_bytes),
+            workspace_bytes: compiled.lowered.workspace_bytes as u64,
+            grid: compiled.lowered.grid,
+        };
+        let module = GpuModule {
+            arch: family.name.to_owned(),
+            ptx: compiled.ptx,
+            signature: kernel_signature.clone().expect("every tile has its signature"),
+            temporaries: Vec::new(),
+            kernels: vec![kernel],
+        };
+        modules.insert(tile.direction, module);
+    }
+    let (forward, forward_saving, backward) = (
+        modules.remove(&Direction::Forward),
+        modules.remove(&Direction::ForwardSaving),
+        modules.remove(&Direction::Backward),
+    );
+    Ok(GpuRecurrence { signature, forward, forward_saving, backward })
+}
+
+/// How kernels for tensors of a type are laid out on a family of GPUs.
+#[cfg(feature = "llvm")]
+pub fn schedule(dtype: DType, family: &Family) -> tile_to_nvvm::Options {
+    let products = match dtype {
+        DType::F32 => Products::Tf32x3,
+        DType::BF16 => Products::Bf16,
+        // The range of binary16 is too narrow for states: tf32 has its digits and float32's range.
+        DType::F16 => Products::Tf32,
+    };
+    tile_to_nvvm::Options { threads: 256, shared_limit: family.shared_limit, products }
 }

@@ -1,5 +1,8 @@
-//! Compiled kernels on this machine's processor, at every level it has, against the interpreter of the tile program.
+//! Compiled kernels on this machine's processor, at every level it has, against the interpreter of the tile program;
+//! kernels for GPUs, as far as they can be tried without one.
 
+#[path = "gpu/assemble.rs"]
+mod assemble;
 #[path = "cpu/functions.rs"]
 mod functions;
 #[path = "cpu/native.rs"]

@@ -6,3 +6,5 @@ pub mod mlir_to_llvm;
 pub mod program_to_graph;
 #[cfg(feature = "llvm")]
 pub mod tile_to_mlir;
+#[cfg(feature = "llvm")]
+pub mod tile_to_nvvm;

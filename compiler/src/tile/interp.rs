@@ -444,7 +444,7 @@ impl<'a> Item<'a> {
     }
 
     fn matmul(&mut self, product: &Matmul) -> Ran<()> {
-        let Matmul { dst, a, b, m, n, k, update, triangle } = product;
+        let Matmul { dst, a, b, m, n, k, update, triangle, exact: _ } = product;
         let length = self.affine(k)?;
         let length = usize::try_from(length).map_err(|_| format!("the contraction has length {length}"))?;
         let dst = self.view(dst, *m, *n)?;

@@ -13,7 +13,7 @@
 //!
 //! *Buffers* are float32 scratch, private to the worker, of static shape, row-major, their content undefined when the
 //! item starts (the interpreter fills them with NaN). The last dimension is padded up to a multiple of
-//! [`LANES`] elements, [`Buffer::pitch`]; padding is never read by an operation whose extents stay inside the shape.
+//! [`LANES`] elements, and by [`Buffer::pad`] more, [`Buffer::pitch`]; padding is never read by an operation whose extents stay inside the shape.
 //!
 //! *Indices* are affine in the loop variables and in [`Symbol`]s known when the item starts.
 //!
@@ -91,12 +91,15 @@ pub struct Buffer {
     pub name: String,
     /// Static shape, at least one dimension; row-major.
     pub shape: Vec<usize>,
+    /// Elements of padding after each row, beyond what the lanes need: memory in banks wants rows that do not all
+    /// start in the same one.
+    pub pad: usize,
 }
 
 impl Buffer {
     /// Elements from one row of the last dimension to the next.
     pub fn pitch(&self) -> usize {
-        self.shape.last().map_or(LANES, |n| n.div_ceil(LANES) * LANES)
+        self.shape.last().map_or(LANES, |n| n.div_ceil(LANES) * LANES) + self.pad
     }
     /// Elements, padding included.
     pub fn elements(&self) -> usize {
@@ -134,6 +137,21 @@ pub struct Affine {
     pub symbols: Vec<(Symbol, i64)>,
 }
 
+impl Affine {
+    /// The value, if it depends on nothing.
+    pub fn as_number(&self) -> Option<i64> {
+        (self.vars.is_empty() && self.symbols.is_empty()).then_some(self.constant)
+    }
+    /// The factor of a variable; 0 if it is absent.
+    pub fn coefficient(&self, var: VarId) -> i64 {
+        self.vars.iter().find(|(v, _)| *v == var).map_or(0, |(_, factor)| *factor)
+    }
+    /// Whether it depends on a variable.
+    pub fn mentions(&self, var: VarId) -> bool {
+        self.coefficient(var) != 0
+    }
+}
+
 /// An index or a bound: the smallest of one or two affine forms.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Index {
@@ -141,6 +159,17 @@ pub struct Index {
     pub value: Affine,
     /// An upper limit.
     pub at_most: Option<Affine>,
+}
+
+impl Index {
+    /// The value, if it depends on nothing.
+    pub fn as_number(&self) -> Option<i64> {
+        if self.at_most.is_none() { self.value.as_number() } else { None }
+    }
+    /// Whether it depends on a variable.
+    pub fn mentions(&self, var: VarId) -> bool {
+        self.value.mentions(var) || self.at_most.as_ref().is_some_and(|limit| limit.mentions(var))
+    }
 }
 
 /// The order of a loop's turns.
@@ -242,7 +271,7 @@ pub struct Matmul {
     pub dst: View,
     /// Left operand; any strides.
     pub a: View,
-    /// Right operand; its columns are contiguous.
+    /// Right operand; its columns are contiguous, or else its rows are (which processors do not take).
     pub b: View,
     /// Rows of the result.
     pub m: usize,
@@ -254,6 +283,9 @@ pub struct Matmul {
     pub update: Update,
     /// What may be skipped.
     pub triangle: Triangle,
+    /// The operands keep float32, or what amounts to it: a triangular system is solved with them. Otherwise a GPU may
+    /// round them to the type of the tensors.
+    pub exact: bool,
 }
 
 /// What a product does to its destination.
@@ -303,7 +335,7 @@ pub struct Place {
 }
 
 /// A memory that can be indexed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Memory {
     /// A tensor of the caller.
     Arg(ArgId),
@@ -350,6 +382,30 @@ pub enum Expr {
     Select(Cond, Box<Expr>, Box<Expr>),
     /// `lhs op rhs ? a : b` on values; any comparison with NaN is false.
     SelectValue(Compare, Box<Expr>, Box<Expr>, Box<Expr>, Box<Expr>),
+}
+
+impl Expr {
+    /// Visits every element that is loaded.
+    pub fn for_each_load(&self, visit: &mut dyn FnMut(&Place)) {
+        match self {
+            Expr::Const(_) | Expr::Local(_) => {}
+            Expr::Load(place) => visit(place),
+            Expr::Unary(_, x) => x.for_each_load(visit),
+            Expr::Binary(_, a, b) | Expr::Select(_, a, b) => [a, b].iter().for_each(|x| x.for_each_load(visit)),
+            Expr::SelectValue(_, a, b, c, d) => [a, b, c, d].iter().for_each(|x| x.for_each_load(visit)),
+        }
+    }
+
+    /// Visits every local that is read.
+    pub fn for_each_local(&self, visit: &mut dyn FnMut(LocalId)) {
+        match self {
+            Expr::Const(_) | Expr::Load(_) => {}
+            Expr::Local(local) => visit(*local),
+            Expr::Unary(_, x) => x.for_each_local(visit),
+            Expr::Binary(_, a, b) | Expr::Select(_, a, b) => [a, b].iter().for_each(|x| x.for_each_local(visit)),
+            Expr::SelectValue(_, a, b, c, d) => [a, b, c, d].iter().for_each(|x| x.for_each_local(visit)),
+        }
+    }
 }
 
 /// Elementwise functions of one value, as [`crate::graph::ir::Unary`] means them.

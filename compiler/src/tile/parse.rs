@@ -230,7 +230,8 @@ impl Parser {
         if self.buffers.insert(name.clone(), BufferId(self.kernel.buffers.len() as u32)).is_some() {
             return self.fail(format!("buffer `%{name}` is declared twice"));
         }
-        self.kernel.buffers.push(Buffer { name, shape });
+        let pad = if self.take_word("pad") { self.integer()? } else { 0 };
+        self.kernel.buffers.push(Buffer { name, shape, pad });
         Ok(())
     }
 
@@ -404,7 +405,8 @@ impl Parser {
         } else {
             Triangle::Full
         };
-        Ok(Stmt::Matmul(Matmul { dst, a, b, m, n, k, update, triangle }))
+        let exact = self.take_word("exact");
+        Ok(Stmt::Matmul(Matmul { dst, a, b, m, n, k, update, triangle, exact }))
     }
 
     fn view(&mut self) -> Parsed<(View, Affine, Affine)> {

@@ -12,17 +12,17 @@
 //! kernel    = "kernel" name "{" arg* buf* stmt* "}"
 //! arg       = "arg" name ":" ("f32" | "bf16" | "f16") role shape ("read" | "write")
 //! role      = "token" | "head" | "sequence" | "chunk" "(" integer ")"
-//! buf       = "buf" "%"name ":" shape
+//! buf       = "buf" "%"name ":" shape ("pad" integer)?
 //! shape     = "[" (integer ("," integer)*)? "]"
 //!
-//! stmt      = "for" var "in" "reverse"? index ".." index block
+//! stmt      = "for" var "in" ("reverse" | "any")? index ".." index block
 //!           | "lanes" var "in" "0" ".." integer block
 //!           | "if" affine ("<" | "<=" | "==") affine block
 //!           | "local" local "=" expr
 //!           | local "=" expr
 //!           | place "=" expr
 //!           | place ("=" | "+=") ("sum" | "max") var "in" "0" ".." integer "of" expr      (*)
-//!           | "matmul" view ("=" | "+=" | "-=") view "*" view ("lower" | "lower_left" | "upper_left")?
+//!           | "matmul" view ("=" | "+=" | "-=") view "*" view ("lower" | "lower_left" | "upper_left")? "exact"?
 //! block     = "{" stmt* "}"
 //! view      = "%"name "[" affine "," affine ("at" affine)? ("step" integer "," integer)? "]"
 //!
@@ -417,7 +417,8 @@ impl Printer<'_> {
             self.line(1, &line, Some(Line::Arg(i)));
         }
         for (i, buffer) in kernel.buffers.iter().enumerate() {
-            let line = format!("buf {} : {}", self.names.buffer(BufferId(i as u32)), shape(&buffer.shape));
+            let pad = if buffer.pad == 0 { String::new() } else { format!(" pad {}", buffer.pad) };
+            let line = format!("buf {} : {}{pad}", self.names.buffer(BufferId(i as u32)), shape(&buffer.shape));
             self.line(1, &line, Some(Line::Buffer(i)));
         }
         self.block(1, &kernel.body);
@@ -486,7 +487,8 @@ impl Printer<'_> {
                 };
                 let dst = self.view(&product.dst, &m, &n);
                 let (a, b) = (self.view(&product.a, &m, &k), self.view(&product.b, &k, &n));
-                format!("matmul {dst} {sign} {a} * {b}{triangle}")
+                let exact = if product.exact { " exact" } else { "" };
+                format!("matmul {dst} {sign} {a} * {b}{triangle}{exact}")
             }
         }
     }

@@ -509,7 +509,7 @@ impl Verifier<'_> {
     }
 
     fn matmul(&mut self, product: &Matmul) {
-        let Matmul { dst, a, b, m, n, k, update, triangle: _ } = product;
+        let Matmul { dst, a, b, m, n, k, update, triangle: _, exact: _ } = product;
         self.affine(k);
         let views = [dst, a, b];
         for view in views {
@@ -527,8 +527,11 @@ impl Verifier<'_> {
         if !self.facts.prove_at_least(k, &Affine::default()) {
             self.complain("cannot show that the length of the contraction is at least 0");
         }
-        if dst.col_stride != 1 || b.col_stride != 1 {
-            self.complain("the columns of the result and of the right operand are contiguous");
+        if dst.col_stride != 1 {
+            self.complain("the columns of the result are contiguous");
+        }
+        if b.col_stride != 1 && b.row_stride != 1 {
+            self.complain("the columns of the right operand are contiguous, or its rows are");
         }
         let extents = [(constant(*m), constant(*n)), (constant(*m), k.clone()), (k.clone(), constant(*n))];
         let footprints: Vec<Option<Footprint>> =

@@ -308,7 +308,8 @@ impl Builder {
                     n: *n,
                     k: self.affine(k),
                     update: [Update::Set, Update::Add, Update::Subtract][*update as usize],
-                    triangle: [Full, LowerResult, LowerLeft, UpperLeft][*triangle as usize],
+                    triangle: [Full, LowerResult, LowerLeft, UpperLeft][*triangle as usize % 4],
+                    exact: *triangle >= 4,
                 })
             }
         }
@@ -359,7 +360,7 @@ fn any_body() -> impl Strategy<Value = Vec<Shape>> {
         (any_place(), any_expr()).prop_map(|(place, value)| Shape::Store(place, value)),
         (any_place(), any::<bool>(), 1usize..200, any_expr(), any::<bool>())
             .prop_map(|(place, max, n, value, add)| Shape::Reduce(place, max, n, value, add)),
-        ([view(), view(), view()], 1usize..99, 1usize..99, any_affine(), 0u8..3, 0u8..4)
+        ([view(), view(), view()], 1usize..99, 1usize..99, any_affine(), 0u8..3, 0u8..8)
             .prop_map(|(views, m, n, k, update, triangle)| Shape::Matmul(views, m, n, k, update, triangle)),
     ];
     let stmt = leaf.prop_recursive(3, 12, 4, |inner| {
@@ -398,8 +399,8 @@ fn kernel_of(shapes: &[Shape]) -> Kernel {
             arg("out.o", DType::F16, Role::Sequence, &[7], Access::Write),
         ],
         buffers: vec![
-            Buffer { name: "b".to_string(), shape: vec![40, 64] },
-            Buffer { name: "b".to_string(), shape: vec![100] },
+            Buffer { name: "b".to_string(), shape: vec![40, 64], pad: 0 },
+            Buffer { name: "b".to_string(), shape: vec![100], pad: 4 },
         ],
         vars: builder.vars,
         n_locals: builder.n_locals,

@@ -9,6 +9,8 @@ use crate::tile::ir::{Affine, Arg, Buffer, BufferId, Expr, Index, LANES, LocalId
 pub struct Builder<'g> {
     /// The graph, for the sizes and names of dimensions.
     pub graph: &'g Graph,
+    /// Padding of every buffer's rows.
+    pad: usize,
     /// Arguments so far.
     pub args: Vec<Arg>,
     /// Buffers so far.
@@ -25,9 +27,10 @@ pub struct Builder<'g> {
 
 impl<'g> Builder<'g> {
     /// An empty kernel.
-    pub fn new(graph: &'g Graph) -> Self {
+    pub fn new(graph: &'g Graph, pad: usize) -> Self {
         Builder {
             graph,
+            pad,
             args: Vec::new(),
             buffers: Vec::new(),
             free: Vec::new(),
@@ -178,7 +181,7 @@ impl<'g> Builder<'g> {
 
     /// A buffer of at least that size: one that is free and has the same pitch, or a new one.
     fn take(&mut self, name: &str, rows: usize, cols: usize) -> BufferId {
-        let pitch = cols.div_ceil(LANES) * LANES;
+        let pitch = cols.div_ceil(LANES) * LANES + self.pad;
         let fits = |b: &Buffer| (b.pitch() == pitch).then_some(b.shape[0]);
         // The tightest that is large enough, else the largest.
         let best = (0..self.free.len())
@@ -193,7 +196,7 @@ impl<'g> Builder<'g> {
                 id
             }
             None => {
-                self.buffers.push(Buffer { name: name.to_string(), shape: vec![rows, cols] });
+                self.buffers.push(Buffer { name: name.to_string(), shape: vec![rows, cols], pad: self.pad });
                 BufferId(self.buffers.len() as u32 - 1)
             }
         }
@@ -242,7 +245,7 @@ pub fn expr_has_lanes(expr: &Expr, var: VarId) -> bool {
 
 /// Whether a form mentions a variable.
 pub fn mentions(affine: &Affine, var: VarId) -> bool {
-    affine.vars.iter().any(|(v, _)| *v == var)
+    affine.mentions(var)
 }
 
 fn place_mentions(place: &Place, var: VarId) -> bool {
@@ -261,18 +264,4 @@ fn place_has_lanes(place: &Place, var: VarId) -> bool {
     // The only index of an argument without inner dimensions counts tokens, which are not side by side.
     let leading = matches!(place.memory, Memory::Arg(_)) && rest.is_empty();
     !leading && last.at_most.is_none() && super::index::coefficient(&last.value, var) == 1
-}
-
-/// Visits every element an expression loads.
-pub fn for_each_load(expr: &Expr, visit: &mut dyn FnMut(&Place)) {
-    match expr {
-        Expr::Const(_) | Expr::Local(_) => {}
-        Expr::Load(place) => visit(place),
-        Expr::Unary(_, x) => for_each_load(x, visit),
-        Expr::Binary(_, a, b) | Expr::Select(_, a, b) => {
-            for_each_load(a, visit);
-            for_each_load(b, visit);
-        }
-        Expr::SelectValue(_, a, b, c, d) => [a, b, c, d].iter().for_each(|x| for_each_load(x, visit)),
-    }
 }

@@ -102,7 +102,11 @@ impl Lowering<'_> {
         let last = *dims.last().expect("checked by `orient`");
         let l = scope.region(left);
         let mut r = scope.region(right);
-        if r.stride(last, self.b.pitch(r.buffer)) != 1 && self.b.size(last) > 1 {
+        let rows_contiguous = || match over {
+            [d] => self.options.any_strides && r.stride(*d, self.b.pitch(r.buffer)) == 1,
+            _ => false,
+        };
+        if r.stride(last, self.b.pitch(r.buffer)) != 1 && self.b.size(last) > 1 && !rows_contiguous() {
             let mut order: Vec<DimId> = scope.dims(right).iter().copied().filter(|&d| d != last).collect();
             order.push(last);
             r = self.copied(scope, right, &Form::Order(order));
@@ -114,8 +118,11 @@ impl Lowering<'_> {
             Some(&d) => region.stride(d, self.b.pitch(region.buffer)).max(1),
             None => 1,
         };
-        let strides =
-            ((stride(dst, &shape.m), 1), (stride(&l, &shape.m), stride(&l, &shape.k)), (stride(&r, &shape.k), 1));
+        let strides = (
+            (stride(dst, &shape.m), 1),
+            (stride(&l, &shape.m), stride(&l, &shape.k)),
+            (stride(&r, &shape.k), stride(&r, &shape.n)),
+        );
         let triangle = self.triangle(scope, id, &shape, left);
         let update = if shape.sums.is_empty() {
             update
@@ -140,6 +147,7 @@ impl Lowering<'_> {
                 k: number(k as i64),
                 update,
                 triangle,
+                exact: false,
             }));
         };
         self.b.for_dims(&shape.loops, Order::Any, &outer, &mut |b, env| {

@@ -315,7 +315,7 @@ impl Lowering<'_> {
                 });
                 for stmt in &stmts {
                     if let Stmt::Local { value, .. } = stmt {
-                        super::build::for_each_load(value, &mut |place| loads.push(place.clone()));
+                        value.for_each_load(&mut |place| loads.push(place.clone()));
                     }
                 }
             });

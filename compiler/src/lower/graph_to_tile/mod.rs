@@ -35,17 +35,21 @@ pub struct Options {
     pub dtype_tokens: DType,
     /// Parameters.
     pub dtype_heads: DType,
+    /// Padding of every buffer's rows; see [`crate::tile::ir::Buffer::pad`].
+    pub pad: usize,
+    /// Products take a right operand whose rows are contiguous as it is, instead of a transposed copy.
+    pub any_strides: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { dtype_tokens: DType::F32, dtype_heads: DType::F32 }
+        Options { dtype_tokens: DType::F32, dtype_heads: DType::F32, pad: 0, any_strides: false }
     }
 }
 
 /// Lowers a verified graph.
 pub fn lower(graph: &Graph, options: &Options) -> Result<Kernel, CompileError> {
-    let mut lowering = Lowering { b: Builder::new(graph), options: *options };
+    let mut lowering = Lowering { b: Builder::new(graph, options.pad), options: *options };
     lowering.kernel(graph)?;
     let (args, buffers, vars, n_locals, body) = lowering.b.finish();
     Ok(Kernel { name: graph.name.clone(), args, buffers, vars, n_locals, body })

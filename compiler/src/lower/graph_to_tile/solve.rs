@@ -247,6 +247,7 @@ impl Lowering<'_> {
                         k: k.clone(),
                         update: Update::Add,
                         triangle: Triangle::Full,
+                        exact: true,
                     }));
                 }
             }

@@ -7,14 +7,14 @@
 //! Text rather than builders: it is what `chunkwise emit --to mlir` shows, and parsing takes a millisecond.
 
 mod expr;
-mod functions;
+pub(in crate::lower) mod functions;
 mod kernel;
 mod lanes;
 mod matmul;
 mod memory;
 mod module;
 mod transpose;
-mod writer;
+pub(in crate::lower) mod writer;
 
 pub use module::{Mlir, context, parse};
 

@@ -367,10 +367,23 @@ impl Writer {
         var
     }
 
+    /// Opens `for i in lo .. hi step step` over integers of a type; gives `i`. Close with [`Writer::end`].
+    pub fn open_loop(&mut self, lo: Val, hi: Val, step: Val, ty: Ty) -> Val {
+        let var = self.fresh();
+        self.line(format_args!("scf.for {var} = {lo} to {hi} step {step} : {ty} {{"));
+        self.depth += 1;
+        var
+    }
+
     /// Opens a loop that carries values; gives the variable and the values at the start of a turn. Close with
     /// [`Writer::end_carried`].
     pub fn open_for_carrying(&mut self, lo: Val, hi: Val, step: i64, start: &[(Val, Ty)]) -> Carried {
         let step = self.i64(step);
+        self.open_loop_carrying(lo, hi, step, Ty::I64, start)
+    }
+
+    /// As [`Writer::open_for_carrying`], over integers of a type.
+    pub fn open_loop_carrying(&mut self, lo: Val, hi: Val, step: Val, ty: Ty, start: &[(Val, Ty)]) -> Carried {
         let var = self.fresh();
         let values: Vec<Val> = start.iter().map(|_| self.fresh()).collect();
         let results = self.fresh();
@@ -378,7 +391,7 @@ impl Writer {
         let types: Vec<String> = start.iter().map(|(_, ty)| ty.to_string()).collect();
         let types = types.join(", ");
         self.line(format_args!(
-            "{results}:{} = scf.for {var} = {lo} to {hi} step {step} iter_args({}) -> ({types}) : i64 {{",
+            "{results}:{} = scf.for {var} = {lo} to {hi} step {step} iter_args({}) -> ({types}) : {ty} {{",
             start.len(),
             bindings.join(", "),
         ));

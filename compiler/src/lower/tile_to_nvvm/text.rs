@@ -1,0 +1,138 @@
+//! The words of a GPU's function that the writer of processors' functions does not have: 32-bit numbers, pointers into
+//! numbered address spaces, intrinsics by name.
+//!
+//! Comes in: operands. Goes out: lines of MLIR. It decides nothing.
+
+use crate::lower::tile_to_mlir::writer::{Elem, Ty, Val, Writer};
+
+/// An address space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Pointer {
+    /// The parameters.
+    Generic,
+    /// The GPU's memory.
+    Global,
+    /// The block's.
+    Shared,
+}
+
+impl std::fmt::Display for Pointer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Pointer::Generic => "!llvm.ptr",
+            Pointer::Global => "!llvm.ptr<1>",
+            Pointer::Shared => "!llvm.ptr<3>",
+        })
+    }
+}
+
+/// An address.
+#[derive(Clone, Copy, Debug)]
+pub struct Address {
+    /// The pointer.
+    pub at: Val,
+    /// Its address space.
+    pub space: Pointer,
+}
+
+/// A 32-bit number.
+pub fn int(w: &mut Writer, value: i64) -> Val {
+    w.int(Ty::I32, value)
+}
+
+/// An intrinsic by its LLVM name; gives a value of type `result`.
+pub fn intrinsic(w: &mut Writer, name: &str, operands: &[(Val, Ty)], result: &str) -> Val {
+    let call = call(name, operands);
+    w.raw_value(format_args!("{call} -> {result}"))
+}
+
+/// An intrinsic without a result.
+pub fn command(w: &mut Writer, name: &str, operands: &[(Val, Ty)]) {
+    let call = call(name, operands);
+    w.raw(format_args!("{call} -> ()"));
+}
+
+fn call(name: &str, operands: &[(Val, Ty)]) -> String {
+    let names: Vec<String> = operands.iter().map(|(val, _)| val.to_string()).collect();
+    let types: Vec<String> = operands.iter().map(|(_, ty)| ty.to_string()).collect();
+    format!("llvm.call_intrinsic \"{name}\"({}) : ({})", names.join(", "), types.join(", "))
+}
+
+/// Member `n` of a struct.
+pub fn member(w: &mut Writer, value: Val, n: usize, of: &str) -> Val {
+    w.raw_value(format_args!("llvm.extractvalue {value}[{n}] : {of}"))
+}
+
+/// A struct of `n` members of one type.
+pub fn struct_of(n: usize, ty: Ty) -> String {
+    format!("!llvm.struct<({})>", vec![ty.to_string(); n].join(", "))
+}
+
+/// All threads of the block wait for each other, and see what each wrote.
+pub fn barrier(w: &mut Writer) {
+    let zero = int(w, 0);
+    command(w, "llvm.nvvm.barrier.cta.sync.aligned.all", &[(zero, Ty::I32)]);
+}
+
+/// The threads of a warp wait for each other, and see what each wrote.
+pub fn warp_barrier(w: &mut Writer) {
+    let all = int(w, -1);
+    command(w, "llvm.nvvm.bar.warp.sync", &[(all, Ty::I32)]);
+}
+
+/// A number about where this thread is: `tid.x`, `ctaid.y`, …
+pub fn register(w: &mut Writer, name: &str) -> Val {
+    intrinsic(w, &format!("llvm.nvvm.read.ptx.sreg.{name}"), &[], "i32")
+}
+
+/// Element `index` of an array of `elem`.
+pub fn element(w: &mut Writer, base: Address, index: Val, index_ty: Ty, elem: Elem) -> Address {
+    let (space, elem) = (base.space, Ty::scalar(elem));
+    let at =
+        w.raw_value(format_args!("llvm.getelementptr {}[{index}] : ({space}, {index_ty}) -> {space}, {elem}", base.at));
+    Address { at, space }
+}
+
+/// So many bytes further.
+pub fn bytes(w: &mut Writer, base: Address, bytes: usize) -> Address {
+    if bytes == 0 {
+        return base;
+    }
+    let space = base.space;
+    let at = w.raw_value(format_args!("llvm.getelementptr {}[{bytes}] : ({space}) -> {space}, i8", base.at));
+    Address { at, space }
+}
+
+/// Reads memory.
+pub fn load(w: &mut Writer, from: Address, ty: Ty, align: usize) -> Val {
+    w.raw_value(format_args!("llvm.load {} {{alignment = {align} : i64}} : {} -> {ty}", from.at, from.space))
+}
+
+/// Writes memory.
+pub fn store(w: &mut Writer, value: Val, to: Address, ty: &str, align: usize) {
+    w.raw(format_args!("llvm.store {value}, {} {{alignment = {align} : i64}} : {ty}, {}", to.at, to.space));
+}
+
+/// Lane `n` of a vector.
+pub fn lane(w: &mut Writer, vector: Val, n: usize, ty: Ty) -> Val {
+    let at = int(w, i64::try_from(n).expect("a lane"));
+    w.raw_value(format_args!("llvm.extractelement {vector}[{at} : i32] : {ty}"))
+}
+
+/// Values side by side.
+pub fn vector(w: &mut Writer, values: &[Val], elem: Elem) -> Val {
+    let ty = Ty { elem, lanes: values.len() };
+    let mut vector = w.raw_value(format_args!("llvm.mlir.poison : {ty}"));
+    for (n, value) in values.iter().enumerate() {
+        let at = int(w, i64::try_from(n).expect("a lane"));
+        vector = w.raw_value(format_args!("llvm.insertelement {value}, {vector}[{at} : i32] : {ty}"));
+    }
+    vector
+}
+
+/// Two float32 as two bfloat16 in one word, the first in the low half.
+pub fn pack_bf16(w: &mut Writer, low: Val, high: Val) -> Val {
+    let pair = vector(w, &[low, high], Elem::F32);
+    let narrow = w.raw_value(format_args!("llvm.fptrunc {pair} : vector<2xf32> to vector<2xbf16>"));
+    w.raw_value(format_args!("llvm.bitcast {narrow} : vector<2xbf16> to i32"))
+}

@@ -1,0 +1,112 @@
+//! Kernels → PTX.
+//!
+//! Comes in: a tile program, how it is laid out, a family. Goes out: the texts asked for. Everything happens in the
+//! calling thread and in contexts of its own. It never runs what it makes.
+
+use super::Family;
+use crate::error::CompileError;
+use crate::lower::tile_to_nvvm::{self, Lowered, Options};
+use crate::lower::{mlir_to_llvm, tile_to_mlir};
+use crate::tile::ir::Kernel;
+use inkwell::OptimizationLevel;
+use inkwell::attributes::AttributeLoc;
+use inkwell::passes::PassBuilderOptions;
+use inkwell::targets::{CodeModel, FileType, InitializationConfig, RelocMode, Target, TargetMachine, TargetTriple};
+use std::sync::Once;
+
+const TRIPLE: &str = "nvptx64-nvidia-cuda";
+/// The version of PTX: every driver from CUDA 12.7 on takes it, and it knows all instructions used.
+const FEATURES: &str = "+ptx86";
+/// LLVM's number of the calling convention of a kernel's entry.
+const PTX_KERNEL: u32 = 71;
+/// LLVM's passes, in order.
+const PASSES: &str = "always-inline,function(sroa<modify-cfg>,early-cse<memssa>,simplifycfg,instcombine<no-verify-fixpoint>,loop-mssa(licm<allowspeculation>),early-cse<memssa>,simplifycfg,separate-const-offset-from-gep,early-cse<memssa>)";
+
+/// Which texts are wanted besides the PTX.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Want {
+    /// MLIR.
+    pub mlir: bool,
+    /// LLVM IR, optimised.
+    pub llvm: bool,
+}
+
+/// A compiled kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Compiled {
+    /// What a launch needs.
+    pub lowered: Lowered,
+    /// LLVM IR, if wanted.
+    pub llvm: Option<String>,
+    /// PTX.
+    pub ptx: String,
+}
+
+/// Compiles a kernel to PTX with one entry of the given symbol.
+pub fn compile_kernel(
+    kernel: &Kernel,
+    symbol: &str,
+    options: &Options,
+    family: &Family,
+    want: Want,
+) -> Result<Compiled, CompileError> {
+    let lowered = tile_to_nvvm::lower(kernel, symbol, options)?;
+    let mlir_context = tile_to_mlir::context();
+    let mlir = tile_to_mlir::parse(&mlir_context, &lowered.text)?;
+    let context = inkwell::context::Context::create();
+    let module = mlir_to_llvm::translate(&mlir_context, &mlir, &context)?;
+    let machine = machine(family)?;
+    let bug = |pass: &'static str, message: String| CompileError::Bug {
+        pass,
+        message,
+        dump: module.print_to_string().to_string(),
+    };
+    let Some(entry) = module.get_function(symbol) else {
+        return Err(bug("mlir-to-llvm", format!("no function `{symbol}` came out")));
+    };
+    entry.set_call_conventions(PTX_KERNEL);
+    let text = |name: &str, value: &str| context.create_string_attribute(name, value);
+    entry.add_attribute(AttributeLoc::Function, text("nvvm.reqntid", &options.threads.to_string()));
+    entry.add_attribute(AttributeLoc::Param(0), text("nvvm.grid_constant", ""));
+    for function in module.get_functions() {
+        // Numbers below the normal range count as zero, as on processors.
+        function.add_attribute(AttributeLoc::Function, text("denormal-fp-math-f32", "preserve-sign,preserve-sign"));
+    }
+    module.set_triple(&machine.get_triple());
+    module.set_data_layout(&machine.get_target_data().get_data_layout());
+    if cfg!(debug_assertions) {
+        module.verify().map_err(|message| bug("verify-llvm", message.to_string()))?;
+    }
+    module
+        .run_passes(PASSES, &machine, PassBuilderOptions::create())
+        .map_err(|message| bug("optimise-llvm", message.to_string()))?;
+    let llvm = want.llvm.then(|| module.print_to_string().to_string());
+    let buffer = machine
+        .write_to_memory_buffer(&module, FileType::Assembly)
+        .map_err(|message| bug("emit-ptx", message.to_string()))?;
+    // inkwell's buffers end in NUL.
+    let ptx = String::from_utf8_lossy(buffer.as_slice()).trim_end_matches('\0').to_string();
+    Ok(Compiled { lowered, llvm, ptx })
+}
+
+fn machine(family: &Family) -> Result<TargetMachine, CompileError> {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| Target::initialize_nvptx(&InitializationConfig::default()));
+    let triple = TargetTriple::create(TRIPLE);
+    let missing = |message: String| CompileError::Bug {
+        pass: "target-machine",
+        message,
+        dump: format!("{TRIPLE}, {}, {FEATURES}", family.name),
+    };
+    Target::from_triple(&triple)
+        .map_err(|message| missing(message.to_string()))?
+        .create_target_machine(
+            &triple,
+            family.name,
+            FEATURES,
+            OptimizationLevel::Default,
+            RelocMode::PIC,
+            CodeModel::Default,
+        )
+        .ok_or_else(|| missing("LLVM does not know this family".to_string()))
+}

@@ -1,0 +1,118 @@
+//! Every example compiles to PTX for every family; where NVIDIA's assembler is found, it takes the PTX, and finds
+//! nothing spilled and no memory of a thread's own.
+
+use chunkwise_abi::DType;
+use chunkwise_abi::gpu::GpuModule;
+use chunkwise_compiler::artifact::{Parts, compile_gpu};
+use chunkwise_compiler::compile::Request;
+use chunkwise_compiler::derive::form::{Form, Inside};
+use chunkwise_compiler::error::CompileError;
+use chunkwise_compiler::target::nvptx::FAMILIES;
+use chunkwise_dsl::instance::Instance;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// The assembler: `CHUNKWISE_PTXAS`, or `ptxas` on the path.
+fn assembler() -> Option<PathBuf> {
+    let named = std::env::var_os("CHUNKWISE_PTXAS").map(PathBuf::from);
+    let program = named.unwrap_or_else(|| PathBuf::from("ptxas"));
+    Command::new(&program).arg("--version").output().ok().filter(|out| out.status.success()).map(|_| program)
+}
+
+/// What is wrong with a kernel by the assembler's report.
+fn complaints(report: &str) -> Vec<&str> {
+    let wrong = |line: &&str| {
+        let nonzero = |word: &str| {
+            line.split(word).next().and_then(|before| before.split_whitespace().last()).is_some_and(|n| n != "0")
+        };
+        line.contains("warning")
+            || line.contains("error")
+            || line.contains("bytes stack frame") && nonzero(" bytes stack frame")
+            || line.contains("bytes spill stores") && nonzero(" bytes spill stores")
+    };
+    report.lines().filter(wrong).collect()
+}
+
+fn assemble(assembler: &Path, name: &str, module: &GpuModule) -> Vec<String> {
+    let folder = tempfile::tempdir().unwrap();
+    let (ptx, cubin) = (folder.path().join("kernel.ptx"), folder.path().join("kernel.cubin"));
+    std::fs::write(&ptx, &module.ptx).unwrap();
+    let out = Command::new(assembler)
+        .args(["-v", "--warn-on-spills", "--warn-on-local-memory-usage"])
+        .arg(format!("-arch={}", module.arch))
+        .arg(&ptx)
+        .arg("-o")
+        .arg(&cubin)
+        .output()
+        .unwrap();
+    let report = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+    if std::env::var_os("CHUNKWISE_REPORT").is_some() {
+        let used = report.lines().find(|line| line.contains("Used")).unwrap_or("");
+        println!(
+            "{name}: {used}; shared {:?}, workspace {}",
+            module.kernels[0].shared_bytes, module.kernels[0].workspace_bytes
+        );
+    }
+    if !out.status.success() {
+        return vec![format!("{name}: does not assemble:\n{report}")];
+    }
+    complaints(&report).into_iter().map(|line| format!("{name}: {line}")).collect()
+}
+
+#[test]
+fn every_example_for_every_family() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/mechanisms");
+    let mut files: Vec<PathBuf> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    let assembler = assembler();
+    if assembler.is_none() {
+        println!("skipped: no ptxas; name it in CHUNKWISE_PTXAS");
+    }
+    let only = std::env::var("CHUNKWISE_ONLY").unwrap_or_default();
+    let mut wrong = Vec::new();
+    let mut made = 0;
+    for file in files {
+        let what = file.file_stem().unwrap().to_string_lossy().into_owned();
+        if !what.starts_with(&only) {
+            continue;
+        }
+        let compiled = chunkwise_dsl::compile(&std::fs::read_to_string(&file).unwrap()).unwrap();
+        let program = &compiled.programs[0];
+        let sizes: BTreeMap<String, usize> = program
+            .axes
+            .iter()
+            .filter_map(|axis| {
+                let size = match axis.name.as_str() {
+                    "K" | "V" => 128,
+                    "N" => 16,
+                    "R" => 2,
+                    _ => return None,
+                };
+                Some((axis.name.clone(), size))
+            })
+            .collect();
+        let instance = Instance::new(program, &sizes, &BTreeMap::new()).unwrap();
+        for (form, chunk) in [(Form::Chunkwise, None), (Form::Recurrent, None)] {
+            let request = Request { form, chunk, max_length: 0, backward: true, inside: Inside::default() };
+            for family in FAMILIES {
+                let recurrence = match compile_gpu(&instance, &request, Parts::Both, DType::BF16, family) {
+                    Ok(recurrence) => recurrence,
+                    Err(CompileError::Limit { .. }) => continue,
+                    Err(error) => panic!("{what} {form:?} {}: {error:?}", family.name),
+                };
+                let modules = [&recurrence.forward, &recurrence.forward_saving, &recurrence.backward];
+                for module in modules.into_iter().flatten() {
+                    made += 1;
+                    assert!(module.ptx.contains(".entry"), "{what}: no entry in\n{}", module.ptx);
+                    if let Some(assembler) = &assembler {
+                        let name = format!("{} {}", module.signature.symbol, family.name);
+                        wrong.extend(assemble(assembler, &name, module));
+                    }
+                }
+            }
+        }
+    }
+    assert!(made > 0, "nothing was compiled");
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
