@@ -4,7 +4,7 @@
 
 use chunkwise_compiler::artifact::Parts;
 use chunkwise_compiler::compile::{self, Derived, Request};
-use chunkwise_compiler::derive::form::Form;
+use chunkwise_compiler::derive::form::{Form, Inside};
 use chunkwise_compiler::graph::interp::{self, Extent};
 use chunkwise_compiler::reference;
 use chunkwise_compiler::tensor::Bundle;
@@ -27,6 +27,8 @@ pub struct Plan {
     pub chunk: Option<usize>,
     /// Type of the tensors of a token. float64 means an interpreter.
     pub precision: Precision,
+    /// How a decay inside a sum is computed within a block.
+    pub inside: Inside,
     /// Worker threads; one a core if absent.
     pub threads: Option<usize>,
     /// Whether compiled code is kept and reused.
@@ -61,7 +63,7 @@ impl<'p> Engine<'p> {
     ) -> Result<Engine<'p>, Failure> {
         #[cfg(feature = "llvm")]
         if let (Some(form), Some(dtype), Parts::Forward) = (plan.form.derived(), plan.precision.compiled(), parts) {
-            let request = request(form, plan.chunk, length, parts);
+            let request = request(form, plan.chunk, length, parts, plan.inside);
             let threads = crate::compiled::options(plan.threads).threads;
             let blocks = crate::compiled::prepare_blocks(instance, &request, dtype, plan.cache, items, threads)?;
             if let Some(blocks) = blocks {
@@ -78,12 +80,12 @@ impl<'p> Engine<'p> {
         let way = match (plan.form.derived(), plan.precision.compiled()) {
             (None, _) => Way::Reference,
             (Some(form), None) => {
-                let request = request(form, plan.chunk, length, parts);
+                let request = request(form, plan.chunk, length, parts, plan.inside);
                 Way::Interpreted(Box::new(compile::derive(instance, &request)?))
             }
             #[cfg(feature = "llvm")]
             (Some(form), Some(dtype)) => {
-                let request = request(form, plan.chunk, length, parts);
+                let request = request(form, plan.chunk, length, parts, plan.inside);
                 let compiled = crate::compiled::prepare(instance, &request, parts, dtype, plan.cache)?;
                 Way::Compiled(Box::new(compiled), plan.threads)
             }
@@ -195,7 +197,7 @@ fn extent(program: &Program, tensors: &Bundle) -> Extent {
 
 /// What to ask of the compiler. Only a parallel form is made for a length, which is rounded up so that sequences of
 /// nearly the same length share one.
-pub fn request(form: Form, chunk: Option<usize>, length: usize, parts: Parts) -> Request {
+pub fn request(form: Form, chunk: Option<usize>, length: usize, parts: Parts, inside: Inside) -> Request {
     let max_length = match form {
         Form::Parallel if length <= 16 => 16,
         Form::Parallel => length.checked_next_multiple_of(64).unwrap_or(length),
@@ -205,7 +207,7 @@ pub fn request(form: Form, chunk: Option<usize>, length: usize, parts: Parts) ->
         Parts::Forward => false,
         Parts::Gradients | Parts::Both => true,
     };
-    Request { form, chunk, max_length, backward }
+    Request { form, chunk, max_length, backward, inside }
 }
 
 /// Said wherever compiled code is asked for and cannot be made.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use chunkwise_compiler::derive::form::Form;
+use chunkwise_compiler::derive::form::{Form, Inside};
 use chunkwise_dsl::instance::Instance;
 use chunkwise_dsl::program::{AxisId, Program, Stmt};
 
@@ -41,6 +41,24 @@ impl FormChoice {
             FormChoice::Recurrent => Some(Form::Recurrent),
             FormChoice::Parallel => Some(Form::Parallel),
             FormChoice::Chunkwise => Some(Form::Chunkwise),
+        }
+    }
+}
+
+/// How a decay inside a sum is computed within a block of rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, clap::ValueEnum)]
+pub enum InsideChoice {
+    /// pair by pair, right for any gate
+    Pairs,
+    /// as a plain product where the declared ranges of the gates allow it, else pair by pair
+    Anchored,
+}
+
+impl From<InsideChoice> for Inside {
+    fn from(choice: InsideChoice) -> Inside {
+        match choice {
+            InsideChoice::Pairs => Inside::Pairs,
+            InsideChoice::Anchored => Inside::Anchored,
         }
     }
 }

@@ -1,5 +1,7 @@
 //! The one integration test binary: each that links LLVM is large.
 
+#[cfg(feature = "llvm")]
+mod anchored;
 mod cli;
 #[cfg(feature = "llvm")]
 mod random;

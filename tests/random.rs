@@ -32,7 +32,7 @@ struct Findings {
 }
 
 fn compare(program: &Program, case: &Case, forms: &[FormChoice]) -> Result<Findings, String> {
-    let checks: Vec<Check> = forms.iter().map(|&form| Check::Agrees(form, Precision::F32)).collect();
+    let checks: Vec<Check> = forms.iter().map(|&form| Check::Agrees(form.into(), Precision::F32)).collect();
     let report = verify_case(program, &BTreeMap::new(), &checks, case);
     if let Some(failed) = report.failed.first() {
         return Err(match (&failed.finding, &failed.message) {
@@ -244,8 +244,12 @@ fn an_output_that_depends_on_no_input_is_interpreted() {
     let program = chunkwise_dsl::compile(source).expect("the source is a program").programs.remove(0);
     for number in 0..4 {
         let case = Case::draw(&program, 3, number);
-        let report =
-            verify_case(&program, &BTreeMap::new(), &[Check::Agrees(FormChoice::Recurrent, Precision::F64)], &case);
+        let report = verify_case(
+            &program,
+            &BTreeMap::new(),
+            &[Check::Agrees(FormChoice::Recurrent.into(), Precision::F64)],
+            &case,
+        );
         assert!(report.failed.is_empty(), "{:?}", report.failed);
         assert!(report.rows.iter().any(|row| row.cases > 0), "nothing was compared");
     }

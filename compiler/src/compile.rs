@@ -4,12 +4,12 @@
 //! of how they were derived. Does no lowering and no IO.
 
 use crate::derive::chunk::BLOCK;
-use crate::derive::form::Form;
+use crate::derive::form::{Form, Inside};
 use crate::derive::forms::{self, Options, Plan, Step};
 use crate::derive::recognise::recognise;
 use crate::derive::recurrence::{Class, Recurrence};
 use crate::derive::rule::Derivation;
-use crate::derive::rules::transpose;
+use crate::derive::rules::{anchor_inside, gate_inside, transpose};
 use crate::error::CompileError;
 use crate::graph::build::{Builder, reachable};
 use crate::graph::ir::{Carry, DimId, GatedPart, Graph, InputKind, Node, NodeId, Op};
@@ -34,6 +34,8 @@ pub struct Request {
     pub max_length: usize,
     /// Also the backward.
     pub backward: bool,
+    /// How a decay inside a sum is computed within a block.
+    pub inside: Inside,
 }
 
 /// A form, derived.
@@ -95,7 +97,6 @@ pub fn derive(instance: &Instance, request: &Request) -> Result<Derived, Compile
     let name = |direction: &str| format!("{}.{}.{direction}", instance.program.name, request.form.name());
 
     let step = forms::forward(plan(), options(false), derivation)?;
-    let forward = forward_graph(&token, &step, tokens, name("forward"), false);
     let mut derivation = step.chunk.derivation.clone();
     let (mut forward_saving, mut backward) = (None, None);
     if request.backward {
@@ -103,6 +104,29 @@ pub fn derive(instance: &Instance, request: &Request) -> Result<Derived, Compile
         let step = forms::forward(plan(), options(true), Derivation::default())?;
         derivation.record(&transpose::RULE, format!("steps of {tokens} tokens"), None);
         backward = Some(backward_graph(&token, step, tokens, name("backward"))?);
+    }
+    // The last rule: what it rewrites has no gradient taken through it.
+    let mut decays = Vec::new();
+    let mut anchor = |graph: Graph| {
+        let (graph, found) = anchor_inside::apply(graph, instance.program, request.inside);
+        decays.extend(found);
+        assemble(graph)
+    };
+    let forward = anchor(forward_graph(&token, &step, tokens, name("forward"), false));
+    let forward_saving = forward_saving.map(&mut anchor);
+    let backward = backward.map(&mut anchor);
+    for (at, found) in decays.iter().enumerate() {
+        if decays[..at].contains(found) {
+            continue;
+        }
+        let (rule, route) = match (found.allowed, request.inside) {
+            (true, Inside::Anchored) => (&anchor_inside::RULE, "a plain product"),
+            (true, Inside::Pairs) => {
+                (&gate_inside::RULE, "pair by pair as asked, though the ranges allow a plain product")
+            }
+            (false, Inside::Anchored | Inside::Pairs) => (&gate_inside::RULE, "pair by pair"),
+        };
+        derivation.record(rule, format!("within a block, {route}: {found}"), found.span);
     }
     Ok(Derived {
         form: request.form,

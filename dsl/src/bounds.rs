@@ -27,7 +27,8 @@ impl Interval {
         }
     }
 
-    fn of_products(self, other: Interval) -> Interval {
+    /// Of a product of a number of each.
+    pub fn of_products(self, other: Interval) -> Interval {
         // 0 · ∞ is 0: a bound is approached, never taken.
         let product = |a: f64, b: f64| if a == 0.0 || b == 0.0 { 0.0 } else { a * b };
         let corners = [
@@ -42,7 +43,8 @@ impl Interval {
         )
     }
 
-    fn inverse(self) -> Interval {
+    /// Of 1 / x.
+    pub fn inverse(self) -> Interval {
         if self.lo > 0.0 || self.hi < 0.0 {
             Interval::new(1.0 / self.hi, 1.0 / self.lo)
         } else if self.lo == 0.0 && self.hi > 0.0 {
@@ -55,7 +57,7 @@ impl Interval {
     }
 
     /// Of a sum of one number or more.
-    fn of_sums(self) -> Interval {
+    pub fn of_sums(self) -> Interval {
         Interval::new(
             if self.lo >= 0.0 { self.lo } else { f64::NEG_INFINITY },
             if self.hi <= 0.0 { self.hi } else { f64::INFINITY },
@@ -76,11 +78,7 @@ pub fn bounds(program: &Program) -> Vec<Interval> {
             ExprKind::LoopIndex(_) => Interval::new(0.0, f64::INFINITY),
             // A caller may override a constant.
             ExprKind::Const(_) | ExprKind::State(_) => ANY,
-            ExprKind::Tensor(id) => match program.tensors[id.index()].range {
-                Range::Any => ANY,
-                Range::Interval { lo, hi, .. } => Interval::new(lo, hi),
-                Range::Unit(_) => Interval::new(-1.0, 1.0),
-            },
+            ExprKind::Tensor(id) => declared(&program.tensors[id.index()].range),
             ExprKind::Local(local) => values[local.index()].map_or(ANY, at),
             ExprKind::Index { base: value, .. } | ExprKind::Rename { value, .. } | ExprKind::StopGradient(value) => {
                 at(*value)
@@ -98,6 +96,15 @@ pub fn bounds(program: &Program) -> Vec<Interval> {
     bounds
 }
 
+/// What a declared range says of each element.
+pub fn declared(range: &Range) -> Interval {
+    match *range {
+        Range::Any => ANY,
+        Range::Interval { lo, hi, .. } => Interval::new(lo, hi),
+        Range::Unit(_) => Interval::new(-1.0, 1.0),
+    }
+}
+
 fn values_of_locals(body: &[Stmt], values: &mut [Option<ExprId>]) {
     for stmt in body {
         match stmt {
@@ -108,7 +115,8 @@ fn values_of_locals(body: &[Stmt], values: &mut [Option<ExprId>]) {
     }
 }
 
-fn unary(function: Unary, x: Interval) -> Interval {
+/// Of a function of one value.
+pub fn unary(function: Unary, x: Interval) -> Interval {
     let rising = || Interval::new(value::unary(function, x.lo), value::unary(function, x.hi));
     match function {
         Unary::Neg => Interval::new(-x.hi, -x.lo),
@@ -131,7 +139,8 @@ fn unary(function: Unary, x: Interval) -> Interval {
     }
 }
 
-fn binary(function: Binary, x: Interval, y: Interval) -> Interval {
+/// Of a function of two values.
+pub fn binary(function: Binary, x: Interval, y: Interval) -> Interval {
     match function {
         Binary::Add => Interval::new(x.lo + y.lo, x.hi + y.hi),
         Binary::Sub => Interval::new(x.lo - y.hi, x.hi - y.lo),

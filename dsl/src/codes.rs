@@ -148,8 +148,8 @@ No axes, `[]`, is a single number for every token and head. The order of the axe
     input beta: [] in [0, 1]
     input k: [K] in unit(K)      // its norm over K is at most one
 
-Bounds are plain numbers, or inf. A range is a promise: it decides which lowering is safe, how test data are drawn,
-and what is checked on request."
+Bounds are plain numbers, or inf. A range is a promise: a narrow one of a decay lets products be computed faster, and
+data outside of it may then give NaN. It also decides how test data are drawn, and what is checked on request."
 
     ReservedName "E0121" "a word of the language as a name"
 "Keywords and names of functions cannot be names of values, axes or recurrences."

@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use crate::failure::Failure;
-use crate::options::{FormChoice, Which};
+use crate::options::{FormChoice, InsideChoice, Which};
 use crate::precision::Precision;
 
 /// Arguments of `bench`.
@@ -44,6 +44,9 @@ pub struct Arguments {
     /// Seconds to measure each direction for
     #[arg(long, default_value_t = 1.0, value_parser = seconds)]
     seconds: f64,
+    /// How a decay inside a sum is computed within a block of 16 rows
+    #[arg(long, value_enum, default_value_t = InsideChoice::Anchored)]
+    inside: InsideChoice,
     #[command(flatten)]
     which: Which,
     /// Print the figures as JSON
@@ -114,6 +117,7 @@ mod measuring {
             form: arguments.form,
             chunk: arguments.chunk.map(usize::from),
             precision: arguments.dtype,
+            inside: arguments.inside.into(),
             threads: arguments.threads.map(usize::from),
             cache: false,
         };
@@ -123,7 +127,7 @@ mod measuring {
         let engine = Engine::prepare(&instance, &plan, Parts::Both, length)?;
         let compile_time = started.elapsed().as_secs_f64();
         let artifact = &engine.compiled().expect("a derived form below float64 is compiled").artifact;
-        let request = request(form, plan.chunk, length, Parts::Both);
+        let request = request(form, plan.chunk, length, Parts::Both, plan.inside);
         let graphs = artifact::graphs(&compile::derive(&instance, &request)?, Parts::Both)?;
         let flops = |wanted: Direction| {
             let graph = graphs.iter().find(|(direction, _)| *direction == wanted);

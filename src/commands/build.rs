@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use crate::failure::Failure;
-use crate::options::{FormChoice, Which};
+use crate::options::{FormChoice, InsideChoice, Which};
 use crate::precision::Precision;
 
 /// Processors a library can be made for.
@@ -57,6 +57,9 @@ pub struct Arguments {
     /// Type of the tensors of a token
     #[arg(long, value_enum, default_value_t = Precision::F32)]
     dtype: Precision,
+    /// How a decay inside a sum is computed within a block of 16 rows
+    #[arg(long, value_enum, default_value_t = InsideChoice::Anchored)]
+    inside: InsideChoice,
     #[command(flatten)]
     which: Which,
     /// Print the manifest on standard output too
@@ -105,7 +108,8 @@ mod building {
         let files: Vec<Checked> = arguments.files.iter().map(|file| Checked::read(file)).collect::<Result<_, _>>()?;
         let programs = programs(arguments, &files)?;
         let name = library_name(arguments, &programs)?;
-        let request = request(form, arguments.chunk.map(usize::from), arguments.length, Parts::Both);
+        let request =
+            request(form, arguments.chunk.map(usize::from), arguments.length, Parts::Both, arguments.inside.into());
         let mut artifacts = Vec::new();
         for program in &programs {
             let instance = arguments.which.instance(program)?;

@@ -16,7 +16,7 @@ use chunkwise_dsl::instance::Instance;
 
 use crate::engine;
 use crate::failure::Failure;
-use crate::options::{FormChoice, Which};
+use crate::options::{FormChoice, InsideChoice, Which};
 use crate::precision::Precision;
 use crate::report;
 use crate::source::{Checked, Source};
@@ -92,6 +92,9 @@ pub struct Arguments {
     /// Also write every stage up to this one, pass by pass, into a folder
     #[arg(long, value_name = "DIR")]
     dump: Option<PathBuf>,
+    /// How a decay inside a sum is computed within a block of 16 rows
+    #[arg(long, value_enum, default_value_t = InsideChoice::Anchored)]
+    inside: InsideChoice,
     #[command(flatten)]
     which: Which,
 }
@@ -170,7 +173,8 @@ fn derive(arguments: &Arguments, instance: &Instance, dump: &mut Dump) -> Result
         Towards::Forward => Parts::Forward,
         Towards::ForwardSaving | Towards::Backward => Parts::Gradients,
     };
-    let request = engine::request(form, arguments.chunk.map(usize::from), arguments.length, parts);
+    let request =
+        engine::request(form, arguments.chunk.map(usize::from), arguments.length, parts, arguments.inside.into());
     let derived = compile::derive(instance, &request)?;
     dump.file("derivation.txt", &derived.derivation.to_string())?;
     let wanted = match arguments.direction {

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::explain::{self, page};
 use crate::failure::Failure;
-use crate::options::{FormChoice, Which};
+use crate::options::{FormChoice, InsideChoice, Which};
 use crate::report;
 use crate::source::Checked;
 use crate::tensors::write_whole;
@@ -39,6 +39,9 @@ pub struct Arguments {
     /// Write a page with typeset equations and the dataflow drawn
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
+    /// How a decay inside a sum is computed within a block of 16 rows
+    #[arg(long, value_enum, default_value_t = InsideChoice::Anchored)]
+    inside: InsideChoice,
     #[command(flatten)]
     which: Which,
     /// Print the steps and the costs as JSON
@@ -67,7 +70,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
             "the naive form is the program itself; --form takes recurrent, parallel and chunkwise here".to_owned(),
         ));
     };
-    let facts = explain::forms(&instance, arguments.chunk.map(usize::from), arguments.length)?;
+    let facts = explain::forms(&instance, arguments.chunk.map(usize::from), arguments.length, arguments.inside.into())?;
     if let Some(path) = &arguments.html {
         write_whole(path, page::html(&instance, &facts, arguments.length).as_bytes())?;
         report::say(format_args!("written to {}", path.display()));

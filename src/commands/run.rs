@@ -13,7 +13,7 @@ use serde_json::json;
 use crate::binding::{self, Extents, Leading};
 use crate::engine::{Engine, Plan};
 use crate::failure::Failure;
-use crate::options::{FormChoice, Which};
+use crate::options::{FormChoice, InsideChoice, Which};
 use crate::precision::Precision;
 use crate::source::Checked;
 use crate::tensors::{self, TensorFile};
@@ -56,6 +56,9 @@ pub struct Arguments {
     /// Where to compute
     #[arg(long, default_value = "cpu")]
     device: String,
+    /// How a decay inside a sum is computed within a block of 16 rows
+    #[arg(long, value_enum, default_value_t = InsideChoice::Anchored)]
+    inside: InsideChoice,
     #[command(flatten)]
     which: Which,
     /// Worker threads [default: one a core]
@@ -131,6 +134,7 @@ fn plan(arguments: &Arguments) -> Result<Plan, Failure> {
         form: arguments.form,
         chunk: arguments.chunk.map(usize::from),
         precision: arguments.dtype.unwrap_or(if naive { Precision::F64 } else { Precision::F32 }),
+        inside: arguments.inside.into(),
         threads: arguments.threads.map(usize::from),
         cache: !arguments.no_cache,
     })

@@ -52,7 +52,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     // Names of sizes and constants are looked at before the first case, not in the middle of the work.
     arguments.which.instance(program)?;
     let constants = arguments.which.constants()?;
-    let checks = Check::all();
+    let checks = Check::all(program, &constants);
     let report = match &arguments.case {
         Some(case) => {
             let missing: Vec<&str> = (program.axes.iter().map(|axis| axis.name.as_str()))

@@ -8,7 +8,7 @@ pub mod page;
 
 use chunkwise_compiler::artifact::{self, Direction, Parts};
 use chunkwise_compiler::compile::{self, Derived};
-use chunkwise_compiler::derive::form::Form;
+use chunkwise_compiler::derive::form::{Form, Inside};
 use chunkwise_compiler::error::CompileError;
 use chunkwise_dsl::instance::Instance;
 
@@ -40,11 +40,16 @@ pub struct Found {
 }
 
 /// Derives every form. `length` is what a parallel form is made for.
-pub fn forms(instance: &Instance, chunk: Option<usize>, length: usize) -> Result<Vec<FormFacts>, Failure> {
+pub fn forms(
+    instance: &Instance,
+    chunk: Option<usize>,
+    length: usize,
+    inside: Inside,
+) -> Result<Vec<FormFacts>, Failure> {
     let mut facts = Vec::new();
     for form in [Form::Recurrent, Form::Parallel, Form::Chunkwise] {
         let chunk = chunk.filter(|_| form == Form::Chunkwise);
-        let outcome = match compile::derive(instance, &request(form, chunk, length, Parts::Both)) {
+        let outcome = match compile::derive(instance, &request(form, chunk, length, Parts::Both, inside)) {
             Ok(derived) => Ok(found(derived)?),
             Err(CompileError::Limit { what, instead, .. }) => Err(format!("{what}; {instead}")),
             Err(error @ CompileError::Bug { .. }) => return Err(error.into()),

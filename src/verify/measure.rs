@@ -4,6 +4,9 @@
 use std::collections::{BTreeMap, HashMap};
 
 use chunkwise_compiler::artifact::Parts;
+use chunkwise_compiler::compile;
+use chunkwise_compiler::derive::form::{Form, Inside};
+use chunkwise_compiler::derive::rules::anchor_inside;
 use chunkwise_compiler::reference;
 use chunkwise_compiler::tensor::Bundle;
 use chunkwise_dsl::instance::Instance;
@@ -15,63 +18,96 @@ use super::draw::draw;
 use super::random::Random;
 use super::{slices, summary};
 use crate::binding::Leading;
-use crate::engine::{self, Engine, Plan};
+use crate::engine::{self, Engine, Plan, request};
 use crate::failure::Failure;
-use crate::options::FormChoice;
+use crate::options::{FormChoice, default_sizes};
 use crate::precision::Precision;
 
-/// How often the same call is repeated.
+/// How often the same call is repeated on as many threads as there are cores.
 const REPEATS: usize = 50;
+
+/// Numbers of threads it is repeated on besides.
+const THREADS: [usize; 6] = [1, 2, 3, 4, 7, 16];
+
+/// A form, and the route inside it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Way {
+    /// How the tokens are gone through.
+    pub form: FormChoice,
+    /// How a decay inside a sum is computed within a block.
+    pub inside: Inside,
+}
+
+impl From<FormChoice> for Way {
+    fn from(form: FormChoice) -> Way {
+        Way { form, inside: Inside::default() }
+    }
+}
+
+impl Way {
+    fn name(self) -> String {
+        match self.inside {
+            Inside::Anchored => self.form.name().to_owned(),
+            Inside::Pairs => format!("{}, pair by pair,", self.form.name()),
+        }
+    }
+}
 
 /// One thing that has to hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Check {
     /// A form gives what the reference gives.
-    Agrees(FormChoice, Precision),
+    Agrees(Way, Precision),
     /// What comes after a token changes nothing up to it, to the bit.
-    Causal,
+    Causal(Way),
     /// A sequence gives the same alone and in a batch, to the bit.
-    BatchInvariant,
+    BatchInvariant(Way),
     /// The same call gives the same, to the bit, also on another number of threads.
-    Repeatable,
+    Repeatable(Way),
     /// Another chunk size gives the same, within rounding.
     ChunkInvariant,
     /// Two calls with the state carried over give what one gives, within rounding.
-    Splits,
+    Splits(Way),
     /// Summaries of spans, composed, give the final states of one pass, within rounding.
     Composes,
 }
 
 impl Check {
-    /// Everything that is checked in this build.
-    pub fn all() -> Vec<Check> {
-        let derived = [FormChoice::Recurrent, FormChoice::Parallel, FormChoice::Chunkwise];
-        let mut checks: Vec<Check> = derived.iter().map(|&form| Check::Agrees(form, Precision::F64)).collect();
-        if engine::COMPILES {
-            checks.extend(derived.iter().map(|&form| Check::Agrees(form, Precision::F32)));
-            checks.push(Check::Agrees(FormChoice::Chunkwise, Precision::Bf16));
+    /// Everything that is checked of a program in this build.
+    pub fn all(program: &Program, constants: &BTreeMap<String, f64>) -> Vec<Check> {
+        let mut ways: Vec<Way> =
+            [FormChoice::Recurrent, FormChoice::Parallel, FormChoice::Chunkwise].map(Way::from).to_vec();
+        if anchors(program, constants) {
+            ways.push(Way { form: FormChoice::Chunkwise, inside: Inside::Pairs });
         }
-        checks.extend([
-            Check::Causal,
-            Check::BatchInvariant,
-            Check::Repeatable,
-            Check::ChunkInvariant,
-            Check::Splits,
-            Check::Composes,
-        ]);
+        let each = |check: fn(Way) -> Check| ways.iter().copied().map(check);
+        let mut checks: Vec<Check> = each(|way| Check::Agrees(way, Precision::F64)).collect();
+        if engine::COMPILES {
+            checks.extend(each(|way| Check::Agrees(way, Precision::F32)));
+            for precision in [Precision::Bf16, Precision::F16] {
+                let chunkwise = ways.iter().filter(|way| way.form == FormChoice::Chunkwise);
+                checks.extend(chunkwise.map(|&way| Check::Agrees(way, precision)));
+            }
+        }
+        checks.extend(each(Check::Causal));
+        checks.extend(each(Check::BatchInvariant));
+        checks.extend(each(Check::Repeatable));
+        checks.push(Check::ChunkInvariant);
+        checks.extend(each(Check::Splits));
+        checks.push(Check::Composes);
         checks
     }
 
     /// Words for the table.
     pub fn name(self) -> String {
         match self {
-            Check::Agrees(form, Precision::F64) => format!("{} f64 = reference", form.name()),
-            Check::Agrees(form, precision) => format!("{} {} compiled = reference", form.name(), precision.name()),
-            Check::Causal => "causal, bitwise".to_owned(),
-            Check::BatchInvariant => "batch invariant, bitwise".to_owned(),
-            Check::Repeatable => "repeatable over runs and threads, bitwise".to_owned(),
+            Check::Agrees(way, Precision::F64) => format!("{} f64 = reference", way.name()),
+            Check::Agrees(way, precision) => format!("{} {} compiled = reference", way.name(), precision.name()),
+            Check::Causal(way) => format!("{} causal, bitwise", way.name()),
+            Check::BatchInvariant(way) => format!("{} batch invariant, bitwise", way.name()),
+            Check::Repeatable(way) => format!("{} repeatable over runs and threads, bitwise", way.name()),
             Check::ChunkInvariant => "chunk size changes nothing".to_owned(),
-            Check::Splits => "two calls = one call".to_owned(),
+            Check::Splits(way) => format!("{} two calls = one call", way.name()),
             Check::Composes => "composed span summaries = one call".to_owned(),
         }
     }
@@ -124,12 +160,12 @@ impl<'p> Subject<'p> {
     /// Makes one check of one case.
     pub fn measure(&mut self, check: Check, case: &Case) -> Result<Measured, Failure> {
         match check {
-            Check::Agrees(form, precision) => self.agrees(form, precision, case),
-            Check::Causal => self.causal(case),
-            Check::BatchInvariant => self.batch_invariant(case),
-            Check::Repeatable => self.repeatable(case),
+            Check::Agrees(way, precision) => self.agrees(way, precision, case),
+            Check::Causal(way) => self.causal(way, case),
+            Check::BatchInvariant(way) => self.batch_invariant(way, case),
+            Check::Repeatable(way) => self.repeatable(way, case),
             Check::ChunkInvariant => self.chunk_invariant(case),
-            Check::Splits => self.splits(case),
+            Check::Splits(way) => self.splits(way, case),
             Check::Composes => self.composes(case),
         }
     }
@@ -138,11 +174,12 @@ impl<'p> Subject<'p> {
         Instance::new(self.program, &case.sizes, &self.constants).map_err(Failure::input_all)
     }
 
-    fn engine(&mut self, case: &Case, form: FormChoice, precision: Precision) -> Result<&mut Engine<'p>, Failure> {
+    fn engine(&mut self, case: &Case, way: Way, precision: Precision) -> Result<&mut Engine<'p>, Failure> {
+        let Way { form, inside } = way;
         let chunk = (form == FormChoice::Chunkwise).then_some(case.chunk);
         // Only the parallel form is made for a length.
         let length = if form == FormChoice::Parallel { case.tokens } else { 0 };
-        let plan = Plan { form, chunk, precision, threads: None, cache: false };
+        let plan = Plan { form, chunk, precision, inside, threads: None, cache: false };
         let key = format!("{plan:?} {length} {:?}", case.sizes);
         // Shrinking asks for many sizes once each; engines of other sizes will not be asked for again.
         if self.engines.len() >= 24 {
@@ -159,13 +196,13 @@ impl<'p> Subject<'p> {
         reference::run_backward(&self.instance(case)?, bundle).map_err(|error| Failure::Ours(error.to_string()))
     }
 
-    fn agrees(&mut self, form: FormChoice, precision: Precision, case: &Case) -> Result<Measured, Failure> {
+    fn agrees(&mut self, way: Way, precision: Precision, case: &Case) -> Result<Measured, Failure> {
         let bundle = draw(self.program, case, precision);
         let expected = self.reference(case, &bundle)?;
         if !usable(&expected) {
             return Ok(Measured::Void("the results of the reference are not finite, or too large for float32"));
         }
-        let engine = self.engine(case, form, precision)?;
+        let engine = self.engine(case, way, precision)?;
         let forward = engine.run(&bundle, false)?;
         let found = engine.run(&bundle, true)?;
         let mut findings = self.compare(case, &bundle, &expected, &found, precision, 1.0)?;
@@ -181,16 +218,16 @@ impl<'p> Subject<'p> {
     }
 
     /// Data and engine for a contract; `None` where results are not finite, about which nothing is promised.
-    fn contract(&mut self, case: &Case) -> Result<Option<(Bundle, Bundle)>, Failure> {
+    fn contract(&mut self, way: Way, case: &Case) -> Result<Option<(Bundle, Bundle)>, Failure> {
         let precision = Subject::contract_precision();
         let bundle = draw(self.program, case, precision);
-        let once = self.engine(case, FormChoice::Chunkwise, precision)?.run(&bundle, true)?;
+        let once = self.engine(case, way, precision)?.run(&bundle, true)?;
         Ok(usable(&once).then_some((bundle, once)))
     }
 
-    fn causal(&mut self, case: &Case) -> Result<Measured, Failure> {
+    fn causal(&mut self, way: Way, case: &Case) -> Result<Measured, Failure> {
         let case = Case { tokens: case.tokens.max(2), ..case.clone() };
-        let Some((bundle, _)) = self.contract(&case)? else { return Ok(NOT_FINITE) };
+        let Some((bundle, _)) = self.contract(way, &case)? else { return Ok(NOT_FINITE) };
         let at = 1 + Random::new(case.seed, "causal").below(case.tokens - 1);
         let other =
             draw(self.program, &Case { seed: case.seed ^ 0x5555, ..case.clone() }, Subject::contract_precision());
@@ -202,7 +239,7 @@ impl<'p> Subject<'p> {
                 changed.insert(name, joined);
             }
         }
-        let engine = self.engine(&case, FormChoice::Chunkwise, Subject::contract_precision())?;
+        let engine = self.engine(&case, way, Subject::contract_precision())?;
         let (one, two) = (engine.run(&bundle, false)?, engine.run(&changed, false)?);
         let upto = |bundle: &Bundle| {
             let mut part = slices::tokens(self.program, bundle, 0..at);
@@ -212,28 +249,29 @@ impl<'p> Subject<'p> {
         Ok(Measured::Findings(identical(&upto(&one), &upto(&two))))
     }
 
-    fn batch_invariant(&mut self, case: &Case) -> Result<Measured, Failure> {
+    fn batch_invariant(&mut self, way: Way, case: &Case) -> Result<Measured, Failure> {
         let case = Case { batch: case.batch.max(3), ..case.clone() };
-        let Some((bundle, together)) = self.contract(&case)? else { return Ok(NOT_FINITE) };
+        let Some((bundle, together)) = self.contract(way, &case)? else { return Ok(NOT_FINITE) };
         let mut findings = Vec::new();
         for number in 0..case.batch {
             let alone = slices::sequence(self.program, &bundle, number);
             let mut expected = slices::sequence(self.program, &together, number);
             // Gradients of parameters are sums over the batch.
             expected.retain(|name, _| slices::leading(self.program, name) != Some(Leading::Head));
-            let engine = self.engine(&case, FormChoice::Chunkwise, Subject::contract_precision())?;
+            let engine = self.engine(&case, way, Subject::contract_precision())?;
             findings.extend(identical(&expected, &engine.run(&alone, true)?));
         }
         Ok(Measured::Findings(worst(findings)))
     }
 
-    fn repeatable(&mut self, case: &Case) -> Result<Measured, Failure> {
-        let Some((bundle, once)) = self.contract(case)? else { return Ok(NOT_FINITE) };
-        let engine = self.engine(case, FormChoice::Chunkwise, Subject::contract_precision())?;
-        let repeats = if engine::COMPILES { REPEATS } else { 2 };
+    fn repeatable(&mut self, way: Way, case: &Case) -> Result<Measured, Failure> {
+        let Some((bundle, once)) = self.contract(way, case)? else { return Ok(NOT_FINITE) };
+        let engine = self.engine(case, way, Subject::contract_precision())?;
         let mut findings = Vec::new();
-        for repeat in 0..repeats {
-            engine.set_threads(Some([1, 2, 3, 7][repeat % 4]));
+        // An interpreter has one thread and no state between calls.
+        let (repeats, threads) = if engine::COMPILES { (REPEATS, &THREADS[..]) } else { (2, &[][..]) };
+        for number in std::iter::repeat_n(None, repeats).chain(threads.iter().copied().map(Some)) {
+            engine.set_threads(number);
             findings.extend(identical(&once, &engine.run(&bundle, true)?));
         }
         engine.set_threads(None);
@@ -241,25 +279,26 @@ impl<'p> Subject<'p> {
     }
 
     fn chunk_invariant(&mut self, case: &Case) -> Result<Measured, Failure> {
-        let Some((bundle, once)) = self.contract(case)? else { return Ok(NOT_FINITE) };
+        let way = Way::from(FormChoice::Chunkwise);
+        let Some((bundle, once)) = self.contract(way, case)? else { return Ok(NOT_FINITE) };
         let precision = Subject::contract_precision();
         let mut findings = Vec::new();
         for chunk in [16, 64].into_iter().filter(|chunk| *chunk != case.chunk) {
             let other = Case { chunk, ..case.clone() };
-            let again = self.engine(&other, FormChoice::Chunkwise, precision)?.run(&bundle, true)?;
+            let again = self.engine(&other, way, precision)?.run(&bundle, true)?;
             findings.extend(self.compare(case, &bundle, &once, &again, precision, 2.0)?);
         }
         Ok(Measured::Findings(worst(findings)))
     }
 
-    fn splits(&mut self, case: &Case) -> Result<Measured, Failure> {
-        let Some((bundle, once)) = self.contract(case)? else { return Ok(NOT_FINITE) };
+    fn splits(&mut self, way: Way, case: &Case) -> Result<Measured, Failure> {
+        let Some((bundle, once)) = self.contract(way, case)? else { return Ok(NOT_FINITE) };
         let precision = Subject::contract_precision();
         let program = self.program;
         let at = Random::new(case.seed, "split").below(case.tokens + 1);
         let mut first = slices::tokens(self.program, &bundle, 0..at);
         let mut second = slices::tokens(self.program, &bundle, at..case.tokens);
-        let engine = self.engine(case, FormChoice::Chunkwise, precision)?;
+        let engine = self.engine(case, way, precision)?;
         let carried = engine.run(&first, false)?;
         for state in &program.states {
             second.insert(format!("init.{}", state.name), carried[&format!("final.{}", state.name)].clone());
@@ -288,7 +327,9 @@ impl<'p> Subject<'p> {
     }
 
     fn composes(&mut self, case: &Case) -> Result<Measured, Failure> {
-        let Some((bundle, mut once)) = self.contract(case)? else { return Ok(NOT_FINITE) };
+        let Some((bundle, mut once)) = self.contract(FormChoice::Chunkwise.into(), case)? else {
+            return Ok(NOT_FINITE);
+        };
         let mut random = Random::new(case.seed, "spans");
         let mut cuts = [0, random.below(case.tokens + 1), random.below(case.tokens + 1), case.tokens];
         cuts.sort_unstable();
@@ -330,6 +371,14 @@ impl<'p> Subject<'p> {
         }
         Ok(worst(findings))
     }
+}
+
+/// Whether the declared ranges allow a decay inside a sum to be anchored within a block.
+fn anchors(program: &Program, constants: &BTreeMap<String, f64>) -> bool {
+    let Ok(instance) = Instance::new(program, &default_sizes(program), constants) else { return false };
+    let request = request(Form::Chunkwise, None, 0, Parts::Forward, Inside::Anchored);
+    let derived = compile::derive(&instance, &request);
+    derived.is_ok_and(|it| it.derivation.steps.iter().any(|step| step.rule.name == anchor_inside::RULE.name))
 }
 
 const NOT_FINITE: Measured = Measured::Void("the results are not finite");

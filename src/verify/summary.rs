@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use chunkwise_compiler::artifact::Parts;
 use chunkwise_compiler::compile::{self, summarise};
-use chunkwise_compiler::derive::form::Form;
+use chunkwise_compiler::derive::form::{Form, Inside};
 use chunkwise_compiler::derive::recurrence::Class;
 use chunkwise_compiler::graph::interp;
 use chunkwise_compiler::graph::ir::{DimId, Graph};
@@ -55,7 +55,7 @@ struct Map {
 pub fn compose(instance: &Instance, tensors: &Bundle, cuts: &[usize], chunk: usize) -> Result<Bundle, Failure> {
     let program = instance.program;
     let graph = summarise(instance, Some(chunk))?;
-    let derived = compile::derive(instance, &request(Form::Recurrent, None, 0, Parts::Forward))?;
+    let derived = compile::derive(instance, &request(Form::Recurrent, None, 0, Parts::Forward, Inside::default()))?;
     let mut finals = Bundle::new();
     for stratum in &derived.recurrence.strata {
         let Class::LowRank(form) = &stratum.class else {

@@ -4,6 +4,7 @@ pub mod affine;
 pub mod chunk;
 pub mod form;
 pub mod forms;
+pub mod interval;
 pub mod recognise;
 pub mod recurrence;
 pub mod rule;

@@ -2,7 +2,7 @@
 
 use crate::examples::{MECHANISMS, fixture, mechanism, sized};
 use chunkwise_compiler::compile::{Request, derive, refuses, replay};
-use chunkwise_compiler::derive::form::Form;
+use chunkwise_compiler::derive::form::{Form, Inside};
 use chunkwise_compiler::graph::interp;
 use chunkwise_compiler::tensor::Bundle;
 use chunkwise_dsl::instance::Instance;
@@ -36,7 +36,7 @@ fn compare(label: &str, found: &Bundle, recorded: &Bundle, tolerance: f64) -> f6
 
 fn forms_of(instance: &Instance, recorded: &Bundle, label: &str) {
     for (form, chunk) in FORMS {
-        let request = Request { form, chunk, max_length: 100, backward: true };
+        let request = Request { form, chunk, max_length: 100, backward: true, inside: Inside::default() };
         let label = format!("{label} {} {chunk:?}", form.name());
         let derived = derive(instance, &request).unwrap_or_else(|error| panic!("{label}: {error}"));
         assert_eq!(refuses(&derived.recurrence, form), None, "{label}");
@@ -61,9 +61,18 @@ fn every_form_gives_what_was_recorded() {
         let program = mechanism(name);
         let instance = sized(&program, &recorded);
         let token = interp::run(
-            &derive(&instance, &Request { form: Form::Recurrent, chunk: None, max_length: 0, backward: false })
-                .unwrap_or_else(|error| panic!("{name}: {error}"))
-                .token,
+            &derive(
+                &instance,
+                &Request {
+                    form: Form::Recurrent,
+                    chunk: None,
+                    max_length: 0,
+                    backward: false,
+                    inside: Inside::default(),
+                },
+            )
+            .unwrap_or_else(|error| panic!("{name}: {error}"))
+            .token,
             &recorded,
             None,
         )

@@ -1,7 +1,7 @@
 //! What has no chunk form, and the reason given for it.
 
 use chunkwise_compiler::compile::{Request, derive, refuses};
-use chunkwise_compiler::derive::form::Form;
+use chunkwise_compiler::derive::form::{Form, Inside};
 use chunkwise_dsl::instance::Instance;
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ fn reason(body: &str) -> Option<String> {
     let programs = chunkwise_dsl::compile(&source).expect("the program is right").programs;
     let sizes = BTreeMap::from([("K".to_owned(), 3), ("V".to_owned(), 2)]);
     let instance = Instance::new(&programs[0], &sizes, &BTreeMap::new()).expect("the sizes fit");
-    let request = |form| Request { form, chunk: None, max_length: 8, backward: true };
+    let request = |form| Request { form, chunk: None, max_length: 8, backward: true, inside: Inside::default() };
     let recurrent = derive(&instance, &request(Form::Recurrent)).expect("a token at a time everything is possible");
     let found = refuses(&recurrent.recurrence, Form::Chunkwise);
     assert_eq!(derive(&instance, &request(Form::Chunkwise)).is_err(), found.is_some());

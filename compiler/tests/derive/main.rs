@@ -1,5 +1,6 @@
 //! Derived forms against recorded fixtures and against the reference, in float64.
 
+mod anchored;
 mod draw;
 // Of what it offers, only the examples and their fixtures are used here.
 #[allow(dead_code)]

@@ -5,7 +5,7 @@
 
 use crate::draw::Case;
 use chunkwise_compiler::compile::{Request, derive};
-use chunkwise_compiler::derive::form::Form;
+use chunkwise_compiler::derive::form::{Form, Inside};
 use chunkwise_compiler::error::CompileError;
 use chunkwise_compiler::generate::Sketch;
 use chunkwise_compiler::graph::interp::{self, Extent};
@@ -63,7 +63,7 @@ fn compare(program: &Program, case: &Case) -> Result<Findings, String> {
     }
     for (form, chunk) in forms {
         let label = format!("{} {}", form.name(), chunk.unwrap_or(0));
-        let request = Request { form, chunk, max_length: case.tokens, backward: true };
+        let request = Request { form, chunk, max_length: case.tokens, backward: true, inside: Inside::default() };
         let derived = match derive(&instance, &request) {
             Ok(derived) => derived,
             Err(error @ CompileError::Limit { .. }) if form != Form::Recurrent => {

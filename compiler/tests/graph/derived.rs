@@ -2,7 +2,7 @@
 
 use super::{Draw, assert_close};
 use chunkwise_compiler::compile::{Derived, Request, derive};
-use chunkwise_compiler::derive::form::Form;
+use chunkwise_compiler::derive::form::{Form, Inside};
 use chunkwise_compiler::graph::interp;
 use chunkwise_compiler::graph::ir::Graph;
 use chunkwise_compiler::graph::text::{parse, print};
@@ -85,7 +85,7 @@ fn graphs_of_every_example_verify_and_simplify() {
             (Form::Chunkwise, Some(20)),
         ] {
             let label = format!("{name} {} {chunk:?}", form.name());
-            let request = Request { form, chunk, max_length: 21, backward: true };
+            let request = Request { form, chunk, max_length: 21, backward: true, inside: Inside::default() };
             let Derived { token, forward, forward_saving, backward, .. } =
                 derive(&instance, &request).unwrap_or_else(|error| panic!("{label}: {error}"));
             checked(&token, &label);

@@ -2,7 +2,7 @@
 
 use super::{Draw, compare};
 use chunkwise_compiler::compile::{Request, derive};
-use chunkwise_compiler::derive::form::Form;
+use chunkwise_compiler::derive::form::{Form, Inside};
 use chunkwise_compiler::error::CompileError;
 use chunkwise_compiler::graph::interp::Extent;
 use chunkwise_compiler::tensor::Bundle;
@@ -56,7 +56,7 @@ fn every_mechanism(form: Form, chunk: Option<usize>, shape: [usize; 3], only: &s
             let sizes = sizes.iter().filter(|(name, _)| program.axes.iter().any(|a| a.name == **name));
             let sizes = sizes.map(|(name, size)| (name.clone(), *size)).collect();
             let instance = Instance::new(program, &sizes, &BTreeMap::new()).unwrap();
-            let request = Request { form, chunk, max_length: shape[1], backward: true };
+            let request = Request { form, chunk, max_length: shape[1], backward: true, inside: Inside::default() };
             let derived = match derive(&instance, &request) {
                 Ok(derived) => derived,
                 Err(CompileError::Limit { what: why, .. }) => {

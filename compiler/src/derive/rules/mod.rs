@@ -1,6 +1,7 @@
 //! The rules, one file each. `ALL` is what `chunkwise explain` and the book list.
 
 pub mod anchor_decay;
+pub mod anchor_inside;
 pub mod carry_in;
 pub mod carry_out;
 pub mod close_intra;
@@ -22,6 +23,7 @@ pub const ALL: &[&Rule] = &[
     &close_intra::RULE,
     &gate_inside::RULE,
     &anchor_decay::RULE,
+    &anchor_inside::RULE,
     &ut_transform::RULE,
     &carry_out::RULE,
     &scan_tokens::RULE,
