@@ -4,7 +4,7 @@
 use std::any::Any;
 use std::sync::Arc;
 
-use chunkwise_abi::{DType, Role};
+use chunkwise_abi::{DType, Role, Signature};
 use chunkwise_compiler::artifact::{self, Artifact, Parts};
 use chunkwise_compiler::compile::{self, Request};
 use chunkwise_compiler::target::cpu::{CpuTarget, Loaded};
@@ -93,25 +93,29 @@ pub fn prepare_blocks(
 
 /// Runs a forward in blocks on float64 tensors.
 pub fn run_blocks(blocks: &Blocks, tensors: &Bundle, threads: Option<usize>) -> Result<Bundle, Failure> {
-    let given = narrow(&blocks.artifact, tensors)?;
+    let given = narrow(&blocks.artifact.signature, tensors)?;
     let results = blocks.run(&given, None, &options(threads)).map_err(launch)?;
     Ok(widen(&results))
 }
 
-fn widen(results: &Tensors) -> Bundle {
+/// Results in float64.
+pub fn widen(results: &Tensors) -> Bundle {
     let widened = results
         .iter()
         .map(|(name, tensor)| (name.clone(), Tensor { shape: tensor.shape().to_vec(), data: tensor.to_f64() }));
     widened.collect()
 }
 
-/// Everything that decides what is compiled. Another build of chunkwise may compile the same program differently, so
-/// the build is part of it.
-fn key(instance: &Instance, request: &Request, parts: Parts, dtype: DType, target: &CpuTarget) -> Key {
+/// This build of chunkwise, which is part of every key: another may compile the same program differently.
+pub fn build() -> String {
     let build = std::env::current_exe().ok().and_then(|path| std::fs::metadata(path).ok());
     let build = build.map(|it| (it.len(), it.modified().ok()));
-    let version = env!("CARGO_PKG_VERSION");
-    Key::of(format!("{version} {build:?} {target:?} {dtype:?} {parts:?} {request:?} {instance:?}").as_bytes())
+    format!("{} {build:?}", env!("CARGO_PKG_VERSION"))
+}
+
+/// Everything that decides what is compiled.
+fn key(instance: &Instance, request: &Request, parts: Parts, dtype: DType, target: &CpuTarget) -> Key {
+    Key::of(format!("{} {target:?} {dtype:?} {parts:?} {request:?} {instance:?}", build()).as_bytes())
 }
 
 /// Links an object into this process.
@@ -134,14 +138,10 @@ pub fn run(
     threads: Option<usize>,
 ) -> Result<Bundle, Failure> {
     let options = options(threads);
-    let given = narrow(artifact, tensors)?;
+    let given = narrow(&artifact.signature, tensors)?;
     let results =
         if backward { artifact.run_backward(&given, None, &options) } else { artifact.run(&given, None, &options) };
-    let results = results.map_err(launch)?;
-    let widened = results
-        .iter()
-        .map(|(name, tensor)| (name.clone(), Tensor { shape: tensor.shape().to_vec(), data: tensor.to_f64() }));
-    Ok(widened.collect())
+    Ok(widen(&results.map_err(launch)?))
 }
 
 /// Threads and the rest.
@@ -153,8 +153,7 @@ pub fn options(threads: Option<usize>) -> chunkwise_runtime::cpu::Options {
 }
 
 /// The tensors in the types that the kernels take.
-pub fn narrow(artifact: &CpuArtifact, tensors: &Bundle) -> Result<Tensors, Failure> {
-    let signature = &artifact.signature;
+pub fn narrow(signature: &Signature, tensors: &Bundle) -> Result<Tensors, Failure> {
     let kernels = [&signature.forward, &signature.forward_saving, &signature.backward];
     let mut given = Tensors::new();
     for (name, tensor) in tensors {

@@ -35,6 +35,17 @@ pub struct Plan {
     pub cache: bool,
 }
 
+/// Where compiled code runs.
+#[derive(Clone, Debug, Default)]
+pub enum Place {
+    /// On this machine's processor.
+    #[default]
+    Cpu,
+    /// On a GPU.
+    #[cfg(feature = "llvm")]
+    Gpu(crate::gpu::Gpu),
+}
+
 /// A recurrence made ready to run.
 pub struct Engine<'p> {
     instance: Instance<'p>,
@@ -46,6 +57,9 @@ enum Way {
     Interpreted(Box<Derived>),
     #[cfg(feature = "llvm")]
     Compiled(Box<crate::compiled::Compiled>, Option<usize>),
+    /// On a GPU.
+    #[cfg(feature = "llvm")]
+    OnGpu(Box<crate::gpu::OnGpu>),
     /// A forward, an axis in blocks, each on threads of its own.
     #[cfg(feature = "llvm")]
     Blocks(Box<chunkwise_runtime::blocks::Blocks>, Option<usize>),
@@ -95,6 +109,41 @@ impl<'p> Engine<'p> {
         Ok(Engine { instance: instance.clone(), way })
     }
 
+    /// Derives and compiles what the plan asks for, for a place.
+    pub fn prepare_at(
+        place: &Place,
+        instance: &Instance<'p>,
+        plan: &Plan,
+        parts: Parts,
+        length: usize,
+    ) -> Result<Engine<'p>, Failure> {
+        match place {
+            Place::Cpu => Engine::prepare(instance, plan, parts, length),
+            #[cfg(feature = "llvm")]
+            Place::Gpu(gpu) => Engine::prepare_on(gpu, instance, plan, parts, length),
+        }
+    }
+
+    /// Derives and compiles what the plan asks for, for a GPU. The plan's threads mean nothing there.
+    #[cfg(feature = "llvm")]
+    pub fn prepare_on(
+        gpu: &crate::gpu::Gpu,
+        instance: &Instance<'p>,
+        plan: &Plan,
+        parts: Parts,
+        length: usize,
+    ) -> Result<Engine<'p>, Failure> {
+        let (Some(form), Some(dtype)) = (plan.form.derived(), plan.precision.compiled()) else {
+            return Err(Failure::Input(
+                "a GPU computes the derived forms in f32, bf16 or f16; leave out --device for the float64 interpreters"
+                    .to_owned(),
+            ));
+        };
+        let request = request(form, plan.chunk, length, parts, plan.inside);
+        let made = crate::gpu::prepare(instance, &request, parts, dtype, gpu, plan.cache)?;
+        Ok(Engine { instance: instance.clone(), way: Way::OnGpu(Box::new(made)) })
+    }
+
     /// Computes outputs and final states, with `backward` also every gradient.
     pub fn run(&mut self, tensors: &Bundle, backward: bool) -> Result<Bundle, Failure> {
         match &self.way {
@@ -119,6 +168,8 @@ impl<'p> Engine<'p> {
             #[cfg(feature = "llvm")]
             Way::Compiled(compiled, threads) => crate::compiled::run(&compiled.artifact, tensors, backward, *threads),
             #[cfg(feature = "llvm")]
+            Way::OnGpu(made) => crate::gpu::run(&made.artifact, tensors, backward),
+            #[cfg(feature = "llvm")]
             Way::Blocks(..) if backward => Err(Failure::Ours("gradients were not prepared".to_owned())),
             #[cfg(feature = "llvm")]
             Way::Blocks(blocks, threads) => crate::compiled::run_blocks(blocks, tensors, *threads),
@@ -130,6 +181,8 @@ impl<'p> Engine<'p> {
         match &mut self.way {
             #[cfg(feature = "llvm")]
             Way::Compiled(_, threads) | Way::Blocks(_, threads) => *threads = number,
+            #[cfg(feature = "llvm")]
+            Way::OnGpu(_) => {}
             Way::Reference | Way::Interpreted(_) => {
                 let _ = number;
             }
@@ -144,6 +197,8 @@ impl<'p> Engine<'p> {
             #[cfg(feature = "llvm")]
             Way::Compiled(compiled, _) => Some(compiled.artifact.signature.chunk),
             #[cfg(feature = "llvm")]
+            Way::OnGpu(made) => Some(made.artifact.signature.chunk),
+            #[cfg(feature = "llvm")]
             Way::Blocks(blocks, _) => Some(blocks.artifact.signature.chunk),
         }
     }
@@ -155,6 +210,8 @@ impl<'p> Engine<'p> {
             #[cfg(feature = "llvm")]
             Way::Compiled(compiled, _) => compiled.warning.as_deref(),
             #[cfg(feature = "llvm")]
+            Way::OnGpu(made) => made.warning.as_deref(),
+            #[cfg(feature = "llvm")]
             Way::Blocks(..) => None,
         }
     }
@@ -163,8 +220,17 @@ impl<'p> Engine<'p> {
     #[cfg(feature = "llvm")]
     pub fn compiled(&self) -> Option<&crate::compiled::Compiled> {
         match &self.way {
-            Way::Reference | Way::Interpreted(_) | Way::Blocks(..) => None,
+            Way::Reference | Way::Interpreted(_) | Way::Blocks(..) | Way::OnGpu(_) => None,
             Way::Compiled(compiled, _) => Some(compiled),
+        }
+    }
+
+    /// The code on a GPU, where there is some.
+    #[cfg(feature = "llvm")]
+    pub fn on_gpu(&self) -> Option<&crate::gpu::OnGpu> {
+        match &self.way {
+            Way::Reference | Way::Interpreted(_) | Way::Blocks(..) | Way::Compiled(..) => None,
+            Way::OnGpu(made) => Some(made),
         }
     }
 }

@@ -15,6 +15,8 @@ pub mod data_checks;
 pub mod engine;
 pub mod explain;
 pub mod failure;
+#[cfg(feature = "llvm")]
+pub mod gpu;
 pub mod options;
 pub mod precision;
 pub mod render;

@@ -6,6 +6,7 @@ use chunkwise_compiler::derive::form::{Form, Inside};
 use chunkwise_dsl::instance::Instance;
 use chunkwise_dsl::program::{AxisId, Program, Stmt};
 
+use crate::engine::Place;
 use crate::failure::Failure;
 
 /// How the tokens are gone through.
@@ -59,6 +60,87 @@ impl From<InsideChoice> for Inside {
         match choice {
             InsideChoice::Pairs => Inside::Pairs,
             InsideChoice::Anchored => Inside::Anchored,
+        }
+    }
+}
+
+/// Where a recurrence is computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Device {
+    /// This machine's processor.
+    Cpu,
+    /// An NVIDIA GPU, counted from 0.
+    Cuda(usize),
+}
+
+impl std::str::FromStr for Device {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Device, String> {
+        let unknown = || format!("there is no device `{text}`; the devices are: cpu, cuda, cuda:NUMBER");
+        match text.split_once(':') {
+            None if text == "cpu" => Ok(Device::Cpu),
+            None if text == "cuda" => Ok(Device::Cuda(0)),
+            Some(("cuda", number)) => number.parse().map(Device::Cuda).map_err(|_| unknown()),
+            None | Some(_) => Err(unknown()),
+        }
+    }
+}
+
+impl std::fmt::Display for Device {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Device::Cpu => f.write_str("cpu"),
+            Device::Cuda(number) => write!(f, "cuda:{number}"),
+        }
+    }
+}
+
+/// Families of GPUs that code is made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, clap::ValueEnum)]
+pub enum Arch {
+    /// compute capability 8.0 and newer
+    #[value(name = "sm_80")]
+    Sm80,
+    /// compute capability 9.0 (Hopper) only
+    #[value(name = "sm_90a")]
+    Sm90a,
+}
+
+impl Arch {
+    /// As compilers take it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Arch::Sm80 => "sm_80",
+            Arch::Sm90a => "sm_90a",
+        }
+    }
+}
+
+/// What every command that computes takes.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub struct Where {
+    /// Where to compute: cpu, cuda or cuda:NUMBER
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    pub device: Device,
+    /// Family of GPUs to make code for [default: the one of the GPU]
+    #[arg(long, value_enum, value_name = "FAMILY")]
+    pub arch: Option<Arch>,
+}
+
+impl Where {
+    /// Opens it.
+    pub fn open(&self) -> Result<Place, Failure> {
+        match (self.device, self.arch) {
+            (Device::Cpu, None) => Ok(Place::Cpu),
+            (Device::Cpu, Some(arch)) => Err(Failure::Input(format!(
+                "--arch {} has a meaning with --device cuda only; code for the cpu is made for this processor",
+                arch.name()
+            ))),
+            #[cfg(feature = "llvm")]
+            (Device::Cuda(number), arch) => Ok(Place::Gpu(crate::gpu::Gpu::open(number, arch)?)),
+            #[cfg(not(feature = "llvm"))]
+            (Device::Cuda(_), _) => Err(crate::engine::no_compiler()),
         }
     }
 }

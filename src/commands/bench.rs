@@ -4,54 +4,58 @@
 use std::path::PathBuf;
 
 use crate::failure::Failure;
-use crate::options::{FormChoice, InsideChoice, Which};
+use crate::options::{FormChoice, InsideChoice, Where, Which};
 use crate::precision::Precision;
 
 /// Arguments of `bench`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Sizes that are not given are 64, and 2 for an axis that a `for` runs over. Data are drawn from the declared ranges.
-`forward+backward` is one forward that keeps what the gradients need, and the gradients.
+`forward+backward` is one forward that keeps what the gradients need, and the gradients. On a GPU the floor is the time
+a plain copy takes for the bytes of inputs and results, each moved once; the GPU's time is taken with its cache emptied.
 
 Examples:
   chunkwise bench delta.cw
   chunkwise bench delta.cw --batch 1 --length 4096 --heads 8 --size K=128,V=128 --threads 2
-  chunkwise bench delta.cw --form recurrent --dtype bf16 --json")]
+  chunkwise bench delta.cw --form recurrent --dtype bf16 --json
+  chunkwise bench delta.cw --device cuda --dtype bf16 --batch 8 --length 2048 --heads 16 --size K=128,V=128")]
 pub struct Arguments {
     /// The program
     file: PathBuf,
     /// Sequences
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=65536))]
-    batch: u32,
+    pub(super) batch: u32,
     /// Tokens a sequence
     #[arg(long, default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..=16_777_216))]
-    length: u32,
+    pub(super) length: u32,
     /// Heads
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=65536))]
-    heads: u32,
+    pub(super) heads: u32,
     /// Which form
     #[arg(long, value_enum, default_value_t = FormChoice::Chunkwise)]
-    form: FormChoice,
+    pub(super) form: FormChoice,
     /// Tokens a chunk, 16 to 256
     #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u16).range(16..=256))]
     chunk: Option<u16>,
     /// Type of the tensors of a token
     #[arg(long, value_enum, default_value_t = Precision::F32)]
-    dtype: Precision,
+    pub(super) dtype: Precision,
     /// Worker threads [default: one a core]
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
     /// Seconds to measure each direction for
     #[arg(long, default_value_t = 1.0, value_parser = seconds)]
-    seconds: f64,
+    pub(super) seconds: f64,
     /// How a decay inside a sum is computed within a block of 16 rows
     #[arg(long, value_enum, default_value_t = InsideChoice::Anchored)]
     inside: InsideChoice,
     #[command(flatten)]
-    which: Which,
+    place: Where,
+    #[command(flatten)]
+    pub(super) which: Which,
     /// Print the figures as JSON
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
 }
 
 fn seconds(text: &str) -> Result<f64, String> {
@@ -83,7 +87,7 @@ mod measuring {
     use serde_json::json;
 
     use super::Arguments;
-    use crate::engine::{Engine, Plan, request};
+    use crate::engine::{Engine, Place, Plan, request};
     use crate::failure::Failure;
     use crate::source::Checked;
     use crate::verify::case::{Case, Regime};
@@ -104,6 +108,7 @@ mod measuring {
     }
 
     pub fn run(arguments: &Arguments) -> Result<(), Failure> {
+        let place = arguments.place.open()?;
         let checked = Checked::read(&arguments.file)?;
         let program = checked.select(arguments.which.recurrence.as_deref())?;
         let instance = arguments.which.instance(program)?;
@@ -122,6 +127,9 @@ mod measuring {
             cache: false,
         };
         let (batch, length, heads) = (arguments.batch as usize, arguments.length as usize, arguments.heads as usize);
+        if let Place::Gpu(gpu) = place {
+            return super::super::bench_gpu::run(arguments, &gpu, &instance, &plan);
+        }
         refuse_too_large(&instance, batch, length, heads)?;
         let started = Instant::now();
         let engine = Engine::prepare(&instance, &plan, Parts::Both, length)?;
@@ -146,7 +154,7 @@ mod measuring {
             regime: Regime::Usual,
             sizes,
         };
-        let tensors = compiled::narrow(artifact, &draw(program, &case, arguments.dtype))?;
+        let tensors = compiled::narrow(&artifact.signature, &draw(program, &case, arguments.dtype))?;
         let options = compiled::options(plan.threads);
         let traffic = |kernel: &Option<chunkwise_abi::KernelSignature>| {
             kernel.as_ref().map_or(0.0, |kernel| compiled::traffic(kernel, batch, length, heads))

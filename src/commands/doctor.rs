@@ -5,6 +5,11 @@ use std::path::Path;
 use std::process::Command;
 
 use chunkwise_runtime::cache::Cache;
+use chunkwise_runtime::cuda::assemble::Assembler;
+use chunkwise_runtime::cuda::device::CudaDevice;
+use chunkwise_runtime::cuda::error::CudaError;
+use chunkwise_runtime::cuda::measure;
+use chunkwise_runtime::cuda::memory::Stream;
 use serde_json::json;
 
 use crate::failure::Failure;
@@ -34,7 +39,9 @@ struct Finding {
 
 /// Looks at everything.
 pub fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let findings = [version(), llvm(), processor(), threads(), cache(), linker(), gpu()];
+    let mut findings = vec![version(), llvm(), processor(), threads(), cache(), linker()];
+    findings.extend(gpus());
+    findings.push(assembler());
     if arguments.json {
         let list = findings.iter().map(|finding| {
             json!({ "what": finding.what, "well": finding.well, "found": finding.found, "advice": finding.advice })
@@ -126,11 +133,55 @@ fn linker() -> Finding {
     }
 }
 
-fn gpu() -> Finding {
-    Finding {
-        what: "GPU",
-        well: true,
-        found: "none looked for: this chunkwise computes on the cpu".to_owned(),
-        advice: None,
+/// The first GPU and what it does; the others by name.
+fn gpus() -> Vec<Finding> {
+    let count = match CudaDevice::count() {
+        Ok(count) => count,
+        // No GPU is nothing wrong: everything but `--device cuda` works.
+        Err(error @ (CudaError::NoDriver | CudaError::NoDevice)) => {
+            return vec![Finding { what: "GPU", well: true, found: format!("none: {error}"), advice: None }];
+        }
+        Err(error) => return vec![Finding { what: "GPU", well: false, found: error.to_string(), advice: None }],
+    };
+    (0..count).map(gpu).collect()
+}
+
+fn gpu(number: usize) -> Finding {
+    let device = match CudaDevice::open(number) {
+        Ok(device) => device,
+        Err(error) => return Finding { what: "GPU", well: false, found: error.to_string(), advice: None },
+    };
+    let facts = device.facts();
+    let copy = Stream::new(&device).and_then(|stream| measure::copy_bandwidth(&stream));
+    let (well, copy) = match copy {
+        Ok(bytes) => (true, format!("copies {:.0} GB/s (read and written)", bytes / 1e9)),
+        Err(error) => (false, error.to_string()),
+    };
+    let found = format!(
+        "cuda:{number} {}, compute capability {}.{}, {} multiprocessors, {}, driver for CUDA {}.{}, {copy}",
+        facts.name,
+        facts.capability.0,
+        facts.capability.1,
+        facts.multiprocessors,
+        report::bytes(facts.memory as f64),
+        facts.driver.0,
+        facts.driver.1
+    );
+    Finding { what: "GPU", well, found, advice: None }
+}
+
+fn assembler() -> Finding {
+    let (what, advice) = ("ptxas", "needed by `chunkwise emit --to sass` only; elsewhere the driver does its work");
+    match Assembler::find() {
+        Ok(found) => Finding {
+            what,
+            well: true,
+            found: format!("{}, {}", found.path().display(), found.version()),
+            advice: None,
+        },
+        Err(error) => {
+            let named = std::env::var_os("CHUNKWISE_PTXAS").is_some();
+            Finding { what, well: !named, found: error.to_string(), advice: Some(advice) }
+        }
     }
 }

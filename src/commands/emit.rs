@@ -3,8 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use chunkwise_abi::DType;
-use chunkwise_compiler::artifact::Parts;
+use chunkwise_compiler::artifact::{self, Parts};
 use chunkwise_compiler::compile;
 use chunkwise_compiler::graph::ir::Graph;
 use chunkwise_compiler::lower::graph_to_tile;
@@ -16,7 +15,7 @@ use chunkwise_dsl::instance::Instance;
 
 use crate::engine;
 use crate::failure::Failure;
-use crate::options::{FormChoice, InsideChoice, Which};
+use crate::options::{Arch, FormChoice, InsideChoice, Which};
 use crate::precision::Precision;
 use crate::report;
 use crate::source::{Checked, Source};
@@ -42,6 +41,10 @@ pub enum Stage {
     Llvm,
     /// assembly of this machine
     Asm,
+    /// assembly of NVIDIA's virtual machine
+    Ptx,
+    /// assembly of an NVIDIA GPU; needs ptxas and nvdisasm
+    Sass,
     /// the reference as a NumPy function
     Reference,
 }
@@ -67,7 +70,8 @@ Examples:
   chunkwise emit delta.cw --to reference > delta.py
   chunkwise emit delta.cw --to derived --form chunkwise --direction backward --size K=128,V=128
   chunkwise emit delta.cw --to derived > step.cwg; chunkwise emit step.cwg --to tile
-  chunkwise emit delta.cw --to asm --dump passes/        # every stage and pass as a file")]
+  chunkwise emit delta.cw --to asm --dump passes/        # every stage and pass as a file
+  chunkwise emit delta.cw --to ptx --arch sm_90a --dtype bf16 --size K=128,V=128")]
 pub struct Arguments {
     /// The program: .cw, or .cwg or .cwt as an earlier `emit` wrote it
     file: PathBuf,
@@ -89,6 +93,10 @@ pub struct Arguments {
     /// Type of the tensors of a token, from `tile` on
     #[arg(long, value_enum, default_value_t = Precision::F32)]
     dtype: Precision,
+    /// Family of GPUs to make code for: from `tile` to `llvm` in place of this machine, and for `ptx` and `sass`
+    /// [default there: sm_80]
+    #[arg(long, value_enum, value_name = "FAMILY")]
+    arch: Option<Arch>,
     /// Also write every stage up to this one, pass by pass, into a folder
     #[arg(long, value_name = "DIR")]
     dump: Option<PathBuf>,
@@ -99,8 +107,31 @@ pub struct Arguments {
     which: Which,
 }
 
+impl Arguments {
+    /// The family of GPUs that code is made for; none for this machine.
+    fn gpu(&self) -> Option<Arch> {
+        match self.to {
+            Stage::Ptx | Stage::Sass => Some(self.arch.unwrap_or(Arch::Sm80)),
+            Stage::Ast
+            | Stage::Graph
+            | Stage::Derived
+            | Stage::Tile
+            | Stage::Mlir
+            | Stage::Llvm
+            | Stage::Asm
+            | Stage::Reference => self.arch,
+        }
+    }
+}
+
 /// Prints one stage.
 pub fn run(arguments: &Arguments) -> Result<(), Failure> {
+    if let (Stage::Asm, Some(arch)) = (arguments.to, arguments.arch) {
+        return Err(Failure::Input(format!(
+            "asm is the assembly of this machine; for {} write --to ptx or --to sass",
+            arch.name()
+        )));
+    }
     let mut dump = Dump::new(arguments.dump.as_deref())?;
     let text = match arguments.file.extension().and_then(|extension| extension.to_str()) {
         Some("cwg") => from_graph(arguments, read_graph(&arguments.file)?, &mut dump)?,
@@ -187,8 +218,17 @@ fn derive(arguments: &Arguments, instance: &Instance, dump: &mut Dump) -> Result
 
 fn from_graph(arguments: &Arguments, mut graph: Graph, dump: &mut Dump) -> Result<String, Failure> {
     match arguments.to {
-        Stage::Ast | Stage::Reference => return Err(downwards("a .cwg file", "derived, tile, mlir, llvm, asm")),
-        Stage::Graph | Stage::Derived | Stage::Tile | Stage::Mlir | Stage::Llvm | Stage::Asm => {}
+        Stage::Ast | Stage::Reference => {
+            return Err(downwards("a .cwg file", "derived, tile, mlir, llvm, asm, ptx, sass"));
+        }
+        Stage::Graph
+        | Stage::Derived
+        | Stage::Tile
+        | Stage::Mlir
+        | Stage::Llvm
+        | Stage::Asm
+        | Stage::Ptx
+        | Stage::Sass => {}
     }
     dump.file("derived.cwg", &graph::text::print(&graph))?;
     let mut written = Ok(());
@@ -206,23 +246,29 @@ fn from_graph(arguments: &Arguments, mut graph: Graph, dump: &mut Dump) -> Resul
     let Some(dtype_tokens) = arguments.dtype.compiled() else {
         return Err(Failure::Input("kernels take f32, bf16 or f16; float64 is for the interpreters".to_owned()));
     };
-    let options = graph_to_tile::Options { dtype_tokens, dtype_heads: DType::F32 };
+    let options = match arguments.gpu() {
+        Some(_) => artifact::options_for_gpu(dtype_tokens),
+        None => graph_to_tile::Options { dtype_tokens, ..graph_to_tile::Options::default() },
+    };
     from_tile(arguments, graph_to_tile::lower(&graph, &options)?, dump)
 }
 
 fn from_tile(arguments: &Arguments, kernel: Kernel, dump: &mut Dump) -> Result<String, Failure> {
     match arguments.to {
         Stage::Ast | Stage::Reference | Stage::Graph | Stage::Derived => {
-            return Err(downwards("a .cwt file", "tile, mlir, llvm, asm"));
+            return Err(downwards("a .cwt file", "tile, mlir, llvm, asm, ptx, sass"));
         }
-        Stage::Tile | Stage::Mlir | Stage::Llvm | Stage::Asm => {}
+        Stage::Tile | Stage::Mlir | Stage::Llvm | Stage::Asm | Stage::Ptx | Stage::Sass => {}
     }
     let text = tile::text::print(&kernel);
     dump.file("kernel.cwt", &text)?;
     if arguments.to == Stage::Tile {
         return Ok(text);
     }
-    machine_code(arguments.to, &kernel, dump)
+    match arguments.gpu() {
+        Some(arch) => gpu_code(arguments, arch, &kernel, dump),
+        None => machine_code(arguments.to, &kernel, dump),
+    }
 }
 
 #[cfg(feature = "llvm")]
@@ -240,6 +286,43 @@ fn machine_code(to: Stage, kernel: &Kernel, dump: &mut Dump) -> Result<String, F
         }
     }
     last.ok_or_else(|| Failure::Ours("the stage came back without a text".to_owned()))
+}
+
+#[cfg(feature = "llvm")]
+fn gpu_code(arguments: &Arguments, arch: Arch, kernel: &Kernel, dump: &mut Dump) -> Result<String, Failure> {
+    use chunkwise_compiler::target::nvptx::{Want, compile_kernel};
+    use chunkwise_runtime::cuda::assemble::{Assembler, disassemble};
+    let Some(dtype) = arguments.dtype.compiled() else {
+        return Err(Failure::Input("kernels take f32, bf16 or f16; float64 is for the interpreters".to_owned()));
+    };
+    let family = crate::gpu::family(arch)?;
+    let want = Want { mlir: true, llvm: arguments.to == Stage::Llvm || dump.folder.is_some() };
+    let compiled = compile_kernel(kernel, "kernel", &artifact::schedule(dtype, family), family, want)?;
+    dump.file("kernel.mlir", &compiled.lowered.text)?;
+    if arguments.to == Stage::Mlir {
+        return Ok(compiled.lowered.text);
+    }
+    if let Some(text) = compiled.llvm {
+        dump.file("kernel.ll", &text)?;
+        if arguments.to == Stage::Llvm {
+            return Ok(text);
+        }
+    }
+    dump.file("kernel.ptx", &compiled.ptx)?;
+    if arguments.to != Stage::Sass {
+        return Ok(compiled.ptx);
+    }
+    let refused = |error: chunkwise_runtime::cuda::assemble::AssembleError| Failure::Input(error.to_string());
+    let assembled = Assembler::find().and_then(|it| it.assemble(&compiled.ptx, arch.name())).map_err(refused)?;
+    let report: String = assembled.report.lines().map(|line| format!("// {line}\n")).collect();
+    let text = format!("{report}{}", disassemble(&assembled.cubin).map_err(refused)?);
+    dump.file("kernel.sass", &text)?;
+    Ok(text)
+}
+
+#[cfg(not(feature = "llvm"))]
+fn gpu_code(_: &Arguments, _: Arch, _: &Kernel, _: &mut Dump) -> Result<String, Failure> {
+    Err(engine::no_compiler())
 }
 
 #[cfg(not(feature = "llvm"))]

@@ -3,6 +3,8 @@
 use crate::failure::Failure;
 
 pub mod bench;
+#[cfg(feature = "llvm")]
+mod bench_gpu;
 pub mod build;
 pub mod check;
 pub mod doctor;

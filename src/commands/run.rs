@@ -11,9 +11,9 @@ use chunkwise_dsl::program::Program;
 use serde_json::json;
 
 use crate::binding::{self, Extents, Leading};
-use crate::engine::{Engine, Plan};
+use crate::engine::{Engine, Place, Plan};
 use crate::failure::Failure;
-use crate::options::{FormChoice, InsideChoice, Which};
+use crate::options::{FormChoice, InsideChoice, Where, Which};
 use crate::precision::Precision;
 use crate::source::Checked;
 use crate::tensors::{self, TensorFile};
@@ -31,7 +31,8 @@ Examples:
   chunkwise run delta.cw --input in.safetensors --output out.safetensors
   chunkwise run delta.cw --input in.safetensors --output out.safetensors --backward --chunk 64
   chunkwise run delta.cw --input in.safetensors --output out.safetensors --form naive
-  chunkwise run delta.cw --input in.safetensors --output out.safetensors --dtype bf16 --set scale=0.125")]
+  chunkwise run delta.cw --input in.safetensors --output out.safetensors --dtype bf16 --set scale=0.125
+  chunkwise run delta.cw --input in.safetensors --output out.safetensors --dtype bf16 --device cuda")]
 pub struct Arguments {
     /// The program
     file: PathBuf,
@@ -53,9 +54,8 @@ pub struct Arguments {
     /// Type of the tensors of a token [default: f32; for --form naive f64]
     #[arg(long, value_enum)]
     dtype: Option<Precision>,
-    /// Where to compute
-    #[arg(long, default_value = "cpu")]
-    device: String,
+    #[command(flatten)]
+    place: Where,
     /// How a decay inside a sum is computed within a block of 16 rows
     #[arg(long, value_enum, default_value_t = InsideChoice::Anchored)]
     inside: InsideChoice,
@@ -83,7 +83,7 @@ pub struct Arguments {
 
 /// Reads, checks, computes, writes.
 pub fn run(arguments: &Arguments) -> Result<(), Failure> {
-    refuse_device(&arguments.device)?;
+    let place = arguments.place.open()?;
     let checked = Checked::read(&arguments.file)?;
     let program = checked.select(arguments.which.recurrence.as_deref())?;
     let plan = plan(arguments)?;
@@ -101,7 +101,11 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     let length = extents.tokens;
     let parts = if arguments.backward { Parts::Gradients } else { Parts::Forward };
     let items = extents.batch.saturating_mul(extents.heads);
-    let mut engine = Engine::prepare_for(&instance, &plan, parts, length, items)?;
+    let mut engine = match place {
+        Place::Cpu => Engine::prepare_for(&instance, &plan, parts, length, items)?,
+        #[cfg(feature = "llvm")]
+        Place::Gpu(gpu) => Engine::prepare_on(&gpu, &instance, &plan, parts, length)?,
+    };
     if let Some(warning) = engine.warning() {
         eprintln!("warning: {warning}");
     }
@@ -110,16 +114,6 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     tensors::write(&arguments.output, &results, precision)?;
     say(arguments, &plan, &engine, &results, precision);
     Ok(())
-}
-
-fn refuse_device(device: &str) -> Result<(), Failure> {
-    match device {
-        "cpu" => Ok(()),
-        "cuda" | "gpu" | "nvidia" => Err(Failure::Input(format!(
-            "`--device {device}` is not supported yet; this chunkwise computes on the cpu only"
-        ))),
-        other => Err(Failure::Input(format!("there is no device `{other}`; the devices are: cpu"))),
-    }
 }
 
 fn plan(arguments: &Arguments) -> Result<Plan, Failure> {

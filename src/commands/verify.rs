@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use serde_json::{Value, json};
 
 use crate::failure::Failure;
-use crate::options::Which;
+use crate::options::{Device, Where, Which};
 use crate::report;
 use crate::source::Checked;
 use crate::verify::case::Case;
@@ -25,6 +25,7 @@ budget; the column `magnified` counts these.
 Examples:
   chunkwise verify delta.cw
   chunkwise verify delta.cw --cases 200 --seed 7
+  chunkwise verify delta.cw --device cuda
   chunkwise verify delta.cw --case seed=1,batch=1,tokens=17,heads=1,size.K=4,size.V=3")]
 pub struct Arguments {
     /// The program
@@ -39,6 +40,8 @@ pub struct Arguments {
     #[arg(long, value_name = "CASE", conflicts_with_all = ["cases", "seed"])]
     case: Option<Case>,
     #[command(flatten)]
+    place: Where,
+    #[command(flatten)]
     which: Which,
     /// Print the report as JSON
     #[arg(long)]
@@ -47,12 +50,13 @@ pub struct Arguments {
 
 /// Verifies one recurrence.
 pub fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let place = arguments.place.open()?;
     let checked = Checked::read(&arguments.file)?;
     let program = checked.select(arguments.which.recurrence.as_deref())?;
     // Names of sizes and constants are looked at before the first case, not in the middle of the work.
     arguments.which.instance(program)?;
     let constants = arguments.which.constants()?;
-    let checks = Check::all(program, &constants);
+    let checks = Check::all_at(program, &constants, &place);
     let report = match &arguments.case {
         Some(case) => {
             let missing: Vec<&str> = (program.axes.iter().map(|axis| axis.name.as_str()))
@@ -61,7 +65,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
             if !missing.is_empty() {
                 return Err(Failure::Input(format!("the case gives no size.{}", missing.join(", size."))));
             }
-            verify::verify_case(program, &constants, &checks, case)
+            verify::verify_case_at(program, &constants, &checks, case, &place)
         }
         None => {
             let options = Options {
@@ -70,6 +74,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
                 constants,
                 checks,
                 sizes: arguments.which.sizes()?,
+                place,
             };
             verify::verify(program, &options, show_progress)
         }
@@ -115,8 +120,18 @@ fn show(arguments: &Arguments, name: &str, report: &Report) {
     for failed in &report.failed {
         report::say(format_args!("\n{} fails{}", failed.check.name(), why(failed)));
         report::say("again, with as little as it takes:");
-        report::say(format_args!("  chunkwise verify {} --case {}", arguments.file.display(), failed.case));
+        report::say(format_args!("  {}", again(arguments, failed)));
     }
+}
+
+/// The command that makes it fail again.
+fn again(arguments: &Arguments, failed: &Failed) -> String {
+    let device = match arguments.place.device {
+        Device::Cpu => String::new(),
+        device @ Device::Cuda(_) => format!(" --device {device}"),
+    };
+    let arch = arguments.place.arch.map_or(String::new(), |arch| format!(" --arch {}", arch.name()));
+    format!("chunkwise verify {}{device}{arch} --case {}", arguments.file.display(), failed.case)
 }
 
 fn why(failed: &Failed) -> String {
@@ -162,7 +177,7 @@ fn as_json(arguments: &Arguments, name: &str, report: &Report) -> Value {
             "check": failed.check.name(),
             "case": failed.case.to_string(),
             "why": why(failed).trim_start_matches(": "),
-            "again": format!("chunkwise verify {} --case {}", arguments.file.display(), failed.case),
+            "again": again(arguments, failed),
         })
     });
     json!({

@@ -98,6 +98,28 @@ impl Case {
         }
     }
 
+    /// Case `number` of a verification of kernels whose layout depends on sizes: axes as models have them, and lengths
+    /// around chunks and beyond, as long as the reference takes seconds and not minutes.
+    pub fn draw_wide(program: &Program, seed: u64, number: usize) -> Case {
+        /// Numbers in all states together, over all tokens.
+        const MOST: usize = 1 << 23;
+        let mut case = Case::draw(program, seed, number);
+        let mut random = Random::new(case.seed, "wide");
+        let looped = looped_axes(program);
+        for (at, axis) in program.axes.iter().enumerate() {
+            if !looped.contains(&AxisId(at as u32)) {
+                case.sizes.insert(axis.name.clone(), random.choose(&[16, 48, 60, 64, 100, 128, 192, 256]));
+            }
+        }
+        case.tokens = random.choose(&[1, 15, 64, 65, 500, 1000]);
+        (case.batch, case.heads, case.groups) = (1, random.choose(&[1, 2]), 1);
+        let state: usize = case.sizes.values().product();
+        while case.tokens * case.heads * state > MOST && case.tokens > 1 {
+            case.tokens = case.tokens.div_ceil(2);
+        }
+        case
+    }
+
     /// Smaller cases, the boldest step first.
     pub fn smaller(&self) -> Vec<Case> {
         let mut cases = Vec::new();

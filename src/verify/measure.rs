@@ -18,7 +18,7 @@ use super::draw::draw;
 use super::random::Random;
 use super::{slices, summary};
 use crate::binding::Leading;
-use crate::engine::{self, Engine, Plan, request};
+use crate::engine::{self, Engine, Place, Plan, request};
 use crate::failure::Failure;
 use crate::options::{FormChoice, default_sizes};
 use crate::precision::Precision;
@@ -75,18 +75,35 @@ pub enum Check {
 impl Check {
     /// Everything that is checked of a program in this build.
     pub fn all(program: &Program, constants: &BTreeMap<String, f64>) -> Vec<Check> {
+        Check::all_at(program, constants, &Place::Cpu)
+    }
+
+    /// The same, with compiled code running somewhere.
+    pub fn all_at(program: &Program, constants: &BTreeMap<String, f64>, place: &Place) -> Vec<Check> {
         let mut ways: Vec<Way> =
             [FormChoice::Recurrent, FormChoice::Parallel, FormChoice::Chunkwise].map(Way::from).to_vec();
         if anchors(program, constants) {
             ways.push(Way { form: FormChoice::Chunkwise, inside: Inside::Pairs });
         }
         let each = |check: fn(Way) -> Check| ways.iter().copied().map(check);
-        let mut checks: Vec<Check> = each(|way| Check::Agrees(way, Precision::F64)).collect();
-        if engine::COMPILES {
-            checks.extend(each(|way| Check::Agrees(way, Precision::F32)));
-            for precision in [Precision::Bf16, Precision::F16] {
-                let chunkwise = ways.iter().filter(|way| way.form == FormChoice::Chunkwise);
-                checks.extend(chunkwise.map(|&way| Check::Agrees(way, precision)));
+        let mut checks = Vec::new();
+        match place {
+            Place::Cpu => {
+                checks.extend(each(|way| Check::Agrees(way, Precision::F64)));
+                if engine::COMPILES {
+                    checks.extend(each(|way| Check::Agrees(way, Precision::F32)));
+                    for precision in [Precision::Bf16, Precision::F16] {
+                        let chunkwise = ways.iter().filter(|way| way.form == FormChoice::Chunkwise);
+                        checks.extend(chunkwise.map(|&way| Check::Agrees(way, precision)));
+                    }
+                }
+            }
+            // There every type has instructions of its own, in every form.
+            #[cfg(feature = "llvm")]
+            Place::Gpu(_) => {
+                for precision in [Precision::F32, Precision::Bf16, Precision::F16] {
+                    checks.extend(ways.iter().map(|&way| Check::Agrees(way, precision)));
+                }
             }
         }
         checks.extend(each(Check::Causal));
@@ -148,13 +165,16 @@ pub enum Measured {
 pub struct Subject<'p> {
     program: &'p Program,
     constants: BTreeMap<String, f64>,
+    place: Place,
     engines: HashMap<String, Engine<'p>>,
+    /// What the reference gave for the last few bundles, by case and precision.
+    references: HashMap<String, Bundle>,
 }
 
 impl<'p> Subject<'p> {
-    /// A program with its constants.
-    pub fn new(program: &'p Program, constants: BTreeMap<String, f64>) -> Subject<'p> {
-        Subject { program, constants, engines: HashMap::new() }
+    /// A program with its constants, its compiled code to run somewhere.
+    pub fn new(program: &'p Program, constants: BTreeMap<String, f64>, place: Place) -> Subject<'p> {
+        Subject { program, constants, place, engines: HashMap::new(), references: HashMap::new() }
     }
 
     /// Makes one check of one case.
@@ -186,7 +206,7 @@ impl<'p> Subject<'p> {
             self.engines.clear();
         }
         if !self.engines.contains_key(&key) {
-            let engine = Engine::prepare(&self.instance(case)?, &plan, Parts::Both, length)?;
+            let engine = Engine::prepare_at(&self.place, &self.instance(case)?, &plan, Parts::Both, length)?;
             self.engines.insert(key.clone(), engine);
         }
         Ok(self.engines.get_mut(&key).expect("it was just put there"))
@@ -198,7 +218,16 @@ impl<'p> Subject<'p> {
 
     fn agrees(&mut self, way: Way, precision: Precision, case: &Case) -> Result<Measured, Failure> {
         let bundle = draw(self.program, case, precision);
-        let expected = self.reference(case, &bundle)?;
+        // The reference takes by far the longest, and every form is held against the same.
+        let key = format!("{} {case}", precision.name());
+        let expected = match self.references.get(&key) {
+            Some(expected) => expected.clone(),
+            None => self.reference(case, &bundle)?,
+        };
+        if self.references.len() >= 4 {
+            self.references.clear();
+        }
+        self.references.insert(key, expected.clone());
         if !usable(&expected) {
             return Ok(Measured::Void("the results of the reference are not finite, or too large for float32"));
         }
@@ -212,14 +241,30 @@ impl<'p> Subject<'p> {
         Ok(Measured::Findings(worst(findings)))
     }
 
-    /// The precision that contracts are checked in: that of compiled code, where there is any.
-    fn contract_precision() -> Precision {
-        if engine::COMPILES { Precision::F32 } else { Precision::F64 }
+    /// The precision that contracts are checked in: that of compiled code, where there is any. On a GPU each type has
+    /// instructions of its own, so cases take turns.
+    fn contract_precision(&self, case: &Case) -> Precision {
+        let turns: &[Precision] = match &self.place {
+            Place::Cpu if engine::COMPILES => &[Precision::F32],
+            Place::Cpu => &[Precision::F64],
+            #[cfg(feature = "llvm")]
+            Place::Gpu(_) => &[Precision::F32, Precision::Bf16, Precision::F16],
+        };
+        turns[case.seed as usize % turns.len()]
+    }
+
+    /// Whether a kernel went so wrong that nothing more can be computed where it ran.
+    pub fn is_lost(&self) -> bool {
+        match &self.place {
+            Place::Cpu => false,
+            #[cfg(feature = "llvm")]
+            Place::Gpu(gpu) => gpu.stream.synchronize().is_err(),
+        }
     }
 
     /// Data and engine for a contract; `None` where results are not finite, about which nothing is promised.
     fn contract(&mut self, way: Way, case: &Case) -> Result<Option<(Bundle, Bundle)>, Failure> {
-        let precision = Subject::contract_precision();
+        let precision = self.contract_precision(case);
         let bundle = draw(self.program, case, precision);
         let once = self.engine(case, way, precision)?.run(&bundle, true)?;
         Ok(usable(&once).then_some((bundle, once)))
@@ -230,7 +275,7 @@ impl<'p> Subject<'p> {
         let Some((bundle, _)) = self.contract(way, &case)? else { return Ok(NOT_FINITE) };
         let at = 1 + Random::new(case.seed, "causal").below(case.tokens - 1);
         let other =
-            draw(self.program, &Case { seed: case.seed ^ 0x5555, ..case.clone() }, Subject::contract_precision());
+            draw(self.program, &Case { seed: case.seed ^ 0x5555, ..case.clone() }, self.contract_precision(&case));
         let mut changed = slices::tokens(self.program, &bundle, 0..at);
         for (name, tensor) in slices::tokens(self.program, &other, at..case.tokens) {
             let token = slices::leading(self.program, &name) == Some(Leading::Token);
@@ -239,7 +284,7 @@ impl<'p> Subject<'p> {
                 changed.insert(name, joined);
             }
         }
-        let engine = self.engine(&case, way, Subject::contract_precision())?;
+        let engine = self.engine(&case, way, self.contract_precision(&case))?;
         let (one, two) = (engine.run(&bundle, false)?, engine.run(&changed, false)?);
         let upto = |bundle: &Bundle| {
             let mut part = slices::tokens(self.program, bundle, 0..at);
@@ -258,7 +303,7 @@ impl<'p> Subject<'p> {
             let mut expected = slices::sequence(self.program, &together, number);
             // Gradients of parameters are sums over the batch.
             expected.retain(|name, _| slices::leading(self.program, name) != Some(Leading::Head));
-            let engine = self.engine(&case, way, Subject::contract_precision())?;
+            let engine = self.engine(&case, way, self.contract_precision(&case))?;
             findings.extend(identical(&expected, &engine.run(&alone, true)?));
         }
         Ok(Measured::Findings(worst(findings)))
@@ -266,7 +311,7 @@ impl<'p> Subject<'p> {
 
     fn repeatable(&mut self, way: Way, case: &Case) -> Result<Measured, Failure> {
         let Some((bundle, once)) = self.contract(way, case)? else { return Ok(NOT_FINITE) };
-        let engine = self.engine(case, way, Subject::contract_precision())?;
+        let engine = self.engine(case, way, self.contract_precision(case))?;
         let mut findings = Vec::new();
         // An interpreter has one thread and no state between calls.
         let (repeats, threads) = if engine::COMPILES { (REPEATS, &THREADS[..]) } else { (2, &[][..]) };
@@ -281,7 +326,7 @@ impl<'p> Subject<'p> {
     fn chunk_invariant(&mut self, case: &Case) -> Result<Measured, Failure> {
         let way = Way::from(FormChoice::Chunkwise);
         let Some((bundle, once)) = self.contract(way, case)? else { return Ok(NOT_FINITE) };
-        let precision = Subject::contract_precision();
+        let precision = self.contract_precision(case);
         let mut findings = Vec::new();
         for chunk in [16, 64].into_iter().filter(|chunk| *chunk != case.chunk) {
             let other = Case { chunk, ..case.clone() };
@@ -293,7 +338,7 @@ impl<'p> Subject<'p> {
 
     fn splits(&mut self, way: Way, case: &Case) -> Result<Measured, Failure> {
         let Some((bundle, once)) = self.contract(way, case)? else { return Ok(NOT_FINITE) };
-        let precision = Subject::contract_precision();
+        let precision = self.contract_precision(case);
         let program = self.program;
         let at = Random::new(case.seed, "split").below(case.tokens + 1);
         let mut first = slices::tokens(self.program, &bundle, 0..at);
@@ -335,7 +380,7 @@ impl<'p> Subject<'p> {
         cuts.sort_unstable();
         let composed = summary::compose(&self.instance(case)?, &bundle, &cuts, case.chunk)?;
         once.retain(|name, _| name.starts_with("final."));
-        let precision = Subject::contract_precision();
+        let precision = self.contract_precision(case);
         Ok(Measured::Findings(self.compare(case, &bundle, &once, &composed, precision, 2.0)?))
     }
 

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use chunkwise_dsl::program::Program;
 
+use crate::engine::Place;
 use crate::failure::Failure;
 use budget::Share;
 use case::Case;
@@ -36,6 +37,8 @@ pub struct Options {
     pub checks: Vec<Check>,
     /// Sizes that every case has.
     pub sizes: BTreeMap<String, usize>,
+    /// Where compiled code runs.
+    pub place: Place,
 }
 
 /// One line of the report.
@@ -83,16 +86,22 @@ pub struct Report {
 pub fn verify(program: &Program, options: &Options, mut progress: impl FnMut(usize, usize)) -> Report {
     let cases: Vec<Case> = (0..options.cases)
         .map(|number| {
-            let mut case = Case::draw(program, options.seed, number);
+            let mut case = match &options.place {
+                Place::Cpu => Case::draw(program, options.seed, number),
+                #[cfg(feature = "llvm")]
+                Place::Gpu(_) if number % 2 == 1 => Case::draw_wide(program, options.seed, number),
+                #[cfg(feature = "llvm")]
+                Place::Gpu(_) => Case::draw(program, options.seed, number),
+            };
             case.sizes.extend(options.sizes.clone());
             case
         })
         .collect();
     let mut report = Report::default();
-    let mut subject = Subject::new(program, options.constants.clone());
+    let mut subject = Subject::new(program, options.constants.clone(), options.place.clone());
     let mut broken: Vec<(Check, Case)> = Vec::new();
     let mut tallies: BTreeMap<(Check, Option<Share>), Row> = BTreeMap::new();
-    for (number, case) in cases.iter().enumerate() {
+    'cases: for (number, case) in cases.iter().enumerate() {
         progress(number, cases.len());
         let mut said_something = false;
         for &check in &options.checks {
@@ -115,10 +124,16 @@ pub fn verify(program: &Program, options: &Options, mut progress: impl FnMut(usi
                     said_something = true;
                     row(&mut tallies, check, None).limit = Some(limit);
                 }
-                Err(Failure::Ours(_) | Failure::Refused(_) | Failure::Verification(_)) => {
+                Err(failure @ (Failure::Ours(_) | Failure::Refused(_) | Failure::Verification(_))) => {
                     said_something = true;
-                    broken.push((check, case.clone()));
                     row(&mut tallies, check, None).cases += 1;
+                    // Where nothing works any more, nothing can be made smaller, and nothing else be checked.
+                    if subject.is_lost() {
+                        let (case, message) = (case.clone(), Some(failure.to_string()));
+                        report.failed.push(Failed { check, case, finding: None, message });
+                        break 'cases;
+                    }
+                    broken.push((check, case.clone()));
                 }
             }
         }
@@ -126,6 +141,11 @@ pub fn verify(program: &Program, options: &Options, mut progress: impl FnMut(usi
     }
     progress(cases.len(), cases.len());
     for (check, case) in broken {
+        // What was found before a kernel took the place with it can only be told, not be made smaller.
+        if subject.is_lost() {
+            report.failed.push(Failed { check, case, finding: None, message: None });
+            continue;
+        }
         report.failed.push(shrink(&mut subject, check, case));
     }
     // In the order of the checks, not of their names.
@@ -137,8 +157,19 @@ pub fn verify(program: &Program, options: &Options, mut progress: impl FnMut(usi
 
 /// Makes one check of one case and tells everything about it.
 pub fn verify_case(program: &Program, constants: &BTreeMap<String, f64>, checks: &[Check], case: &Case) -> Report {
+    verify_case_at(program, constants, checks, case, &Place::Cpu)
+}
+
+/// The same, with compiled code running somewhere.
+pub fn verify_case_at(
+    program: &Program,
+    constants: &BTreeMap<String, f64>,
+    checks: &[Check],
+    case: &Case,
+    place: &Place,
+) -> Report {
     let mut report = Report::default();
-    let mut subject = Subject::new(program, constants.clone());
+    let mut subject = Subject::new(program, constants.clone(), place.clone());
     let mut tallies = BTreeMap::new();
     for &check in checks {
         match subject.measure(check, case) {
@@ -157,6 +188,9 @@ pub fn verify_case(program: &Program, constants: &BTreeMap<String, f64>, checks:
                 let message = Some(failure.to_string());
                 report.failed.push(Failed { check, case: case.clone(), finding: None, message });
                 row(&mut tallies, check, None).cases += 1;
+                if subject.is_lost() {
+                    break;
+                }
             }
         }
     }

@@ -156,7 +156,6 @@ fn options_that_do_not_fit_are_refused() {
     let folder = Folder::new();
     let input = folder.tensors("in", &delta_rule(1, 3, 1, 2, 2));
     let output = folder.word("out");
-    run_delta(&input, &output, &["--device", "cuda"]).refused(&["`--device cuda` is not supported yet"]);
     run_delta(&input, &output, &["--device", "toaster"]).refused(&["there is no device `toaster`"]);
     run_delta(&input, &output, &["--chunk", "32"]).refused(&["--chunk has a meaning with --form chunkwise only"]);
     run_delta(&input, &output, &["--set", "scal=2"]).refused(&["no constant `scal`", "did you mean `scale`?"]);

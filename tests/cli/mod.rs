@@ -5,6 +5,8 @@ mod bad_input;
 mod commands;
 #[cfg(feature = "llvm")]
 mod compiled;
+#[cfg(feature = "llvm")]
+mod gpu;
 mod results;
 
 use std::path::{Path, PathBuf};

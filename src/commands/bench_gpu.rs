@@ -1,0 +1,179 @@
+//! `chunkwise bench --device cuda`: how fast compiled code is on a GPU, beside the least it could take. In: a program,
+//! sizes, a GPU; out: medians of the GPU's time and of the time from launch to launch, as multiples of the floor: the
+//! bytes of inputs and results, each moved once, at the speed of a plain copy measured in the same run.
+
+use std::time::Instant;
+
+use chunkwise_abi::KernelSignature;
+use chunkwise_compiler::artifact::Parts;
+use chunkwise_dsl::instance::Instance;
+use chunkwise_runtime::batch::{Batch, Sequences};
+use chunkwise_runtime::cuda::execute::Direction;
+use chunkwise_runtime::cuda::measure::{self, Times};
+use serde_json::json;
+
+use super::bench::Arguments;
+use crate::compiled;
+use crate::engine::{Engine, Plan};
+use crate::failure::Failure;
+use crate::gpu::{self, Gpu};
+use crate::report;
+use crate::verify::case::{Case, Regime};
+use crate::verify::draw::draw;
+
+/// Tokens that are drawn; longer sequences repeat them.
+const DRAWN: usize = 512;
+
+/// What is launched as one run.
+struct Run {
+    name: &'static str,
+    directions: &'static [Direction],
+}
+
+const FORWARD: Run = Run { name: "forward", directions: &[Direction::Forward] };
+const BACKWARD: Run = Run { name: "backward", directions: &[Direction::Backward] };
+const BOTH: Run = Run { name: "forward+backward", directions: &[Direction::ForwardSaving, Direction::Backward] };
+
+/// One run, measured.
+struct Figure {
+    name: &'static str,
+    times: Times,
+    /// Bytes that must be moved.
+    floor: f64,
+    /// Bytes on the GPU beside inputs and results.
+    extra: u64,
+}
+
+/// Measures.
+pub fn run(arguments: &Arguments, gpu: &Gpu, instance: &Instance, plan: &Plan) -> Result<(), Failure> {
+    let (batch, length, heads) = (arguments.batch as usize, arguments.length as usize, arguments.heads as usize);
+    let program = instance.program;
+    let started = Instant::now();
+    let engine = Engine::prepare_on(gpu, instance, plan, Parts::Both, length)?;
+    let compile_time = started.elapsed().as_secs_f64();
+    if let Some(warning) = engine.warning() {
+        eprintln!("warning: {warning}");
+    }
+    let artifact = &engine.on_gpu().expect("it was prepared on a GPU").artifact;
+    let signature = &artifact.signature;
+
+    let sizes = program.axes.iter().zip(&instance.sizes).map(|(axis, size)| (axis.name.clone(), *size)).collect();
+    let case = Case {
+        seed: 0,
+        batch: 1,
+        tokens: length.min(DRAWN),
+        heads,
+        groups: 1,
+        chunk: signature.chunk,
+        init: true,
+        regime: Regime::Usual,
+        sizes,
+    };
+    let drawn = compiled::narrow(signature, &draw(program, &case, arguments.dtype))?;
+    let bandwidth = measure::copy_bandwidth(&gpu.stream).map_err(gpu::failure)?;
+    let least = |kernel: &Option<KernelSignature>| {
+        let kernel = kernel.as_ref().expect("all three kernels were asked for");
+        // What the forward keeps for the backward is our own affair; the floor knows only of what must be moved.
+        let args = kernel.args.iter().filter(|arg| !arg.name.starts_with("saved.")).cloned().collect();
+        compiled::traffic(&KernelSignature { args, ..kernel.clone() }, batch, length, heads)
+    };
+    let (forward, backward) = (least(&signature.forward), least(&signature.backward));
+
+    let ready = |run: &Run| {
+        let sizes = Batch { sequences: Sequences::Equal { count: batch, length }, heads };
+        artifact.resident_of(run.directions, sizes, &drawn).map_err(gpu::failure)
+    };
+    let mut figures = Vec::new();
+    {
+        let mut resident = ready(&FORWARD)?;
+        let times = measure::times(&mut resident, FORWARD.directions, arguments.seconds).map_err(gpu::failure)?;
+        figures.push(Figure { name: FORWARD.name, times, floor: forward, extra: resident.extra_bytes() });
+    }
+    let mut resident = ready(&BOTH)?;
+    for (run, floor) in [(BOTH, forward + backward), (BACKWARD, backward)] {
+        let times = measure::times(&mut resident, run.directions, arguments.seconds).map_err(gpu::failure)?;
+        figures.push(Figure { name: run.name, times, floor, extra: resident.extra_bytes() });
+    }
+    say(arguments, gpu, &program.name, signature.chunk, compile_time, bandwidth, &figures);
+    Ok(())
+}
+
+fn say(
+    arguments: &Arguments,
+    gpu: &Gpu,
+    name: &str,
+    chunk: usize,
+    compile_time: f64,
+    bandwidth: f64,
+    figures: &[Figure],
+) {
+    let Arguments { batch, length, heads, form, dtype, .. } = arguments;
+    let tokens = f64::from(*batch) * f64::from(*length);
+    let device = gpu.stream.device().facts();
+    let floor_time = |figure: &Figure| figure.floor / bandwidth;
+    if arguments.json {
+        let figures = figures.iter().map(|figure| {
+            json!({
+                "direction": figure.name,
+                "gpu_seconds": figure.times.gpu,
+                "best_gpu_seconds": figure.times.best,
+                "launch_seconds": figure.times.launch,
+                "runs": figure.times.runs,
+                "tokens_per_second": tokens / figure.times.gpu,
+                "floor_bytes": figure.floor,
+                "floor_seconds": floor_time(figure),
+                "times_floor": figure.times.gpu / floor_time(figure),
+                "extra_bytes": figure.extra,
+            })
+        });
+        report::say_json(&json!({
+            "recurrence": name,
+            "form": form.name(),
+            "chunk": chunk,
+            "dtype": dtype.name(),
+            "batch": batch,
+            "length": length,
+            "heads": heads,
+            "sizes": arguments.which.sizes,
+            "device": { "name": device.name, "number": device.ordinal, "driver_cuda": format!("{}.{}", device.driver.0, device.driver.1) },
+            "arch": gpu.family.name,
+            "copy_bytes_per_second": bandwidth,
+            "compile_seconds": compile_time,
+            "figures": figures.collect::<Vec<_>>(),
+        }));
+        return;
+    }
+    report::say(format_args!(
+        "{name}, {} in chunks of {chunk}, {}: B {batch}, T {length}, H {heads} on {} (code for {})",
+        form.name(),
+        dtype.name(),
+        device.name,
+        gpu.family.name
+    ));
+    let rows = figures.iter().map(|figure| {
+        [
+            figure.name.to_owned(),
+            fine(figure.times.gpu),
+            fine(figure.times.best),
+            fine(figure.times.launch),
+            figure.times.runs.to_string(),
+            report::bytes(figure.floor),
+            fine(floor_time(figure)),
+            format!("{:.2}", figure.times.gpu / floor_time(figure)),
+            report::bytes(figure.extra as f64),
+        ]
+    });
+    let head =
+        ["direction", "GPU time", "best", "launch to launch", "runs", "must move", "floor", "× floor", "extra memory"];
+    report::say(report::table(head, rows));
+    report::say(format_args!(
+        "a copy moves {:.0} GB/s (read and written), which is what the floor stands on; medians; compiled in {}",
+        bandwidth / 1e9,
+        report::duration(compile_time)
+    ));
+}
+
+/// Seconds of a kernel: tenths of microseconds count.
+fn fine(seconds: f64) -> String {
+    if seconds < 1e-3 { format!("{:.1} µs", seconds * 1e6) } else { format!("{:.3} ms", seconds * 1e3) }
+}

@@ -1,0 +1,147 @@
+//! GPUs through the command line: what is refused where there is none, what can be looked at without one, and, where
+//! there is one, the results of the reference.
+
+use chunkwise_runtime::cuda::assemble::Assembler;
+use chunkwise_runtime::cuda::device::CudaDevice;
+
+use super::{Folder, chunkwise, chunkwise_with, delta_rule, example, read};
+
+/// Whether there is a GPU; if not, a printed reason why the test says nothing.
+fn gpu() -> bool {
+    match CudaDevice::open(0) {
+        Ok(_) => true,
+        Err(error) => {
+            println!("skipped: {error}");
+            false
+        }
+    }
+}
+
+#[test]
+fn without_a_gpu_every_command_says_so_in_one_sentence() {
+    let Err(error) = CudaDevice::open(0) else {
+        println!("skipped: there is a GPU");
+        return;
+    };
+    let folder = Folder::new();
+    let (file, input, output) =
+        (example("delta_rule"), folder.tensors("in", &delta_rule(1, 3, 1, 2, 2)), folder.word("out"));
+    for arguments in [
+        &["run", &file, "--input", &input, "--output", &output, "--device", "cuda"][..],
+        &["run", &file, "--input", &input, "--output", &output, "--device", "cuda:3"],
+        &["verify", &file, "--device", "cuda"],
+        &["bench", &file, "--device", "cuda:0"],
+    ] {
+        let run = chunkwise(arguments).refused(&[]);
+        assert_eq!(run.err.trim(), format!("error: {error}"), "{arguments:?}");
+        assert_eq!(run.out, "");
+    }
+    assert!(!folder.path("out").exists());
+    let doctor = chunkwise(&["doctor"]).well().out;
+    assert!(doctor.contains(&error.to_string()), "{doctor}");
+}
+
+#[test]
+fn devices_and_families_that_are_none_are_refused() {
+    let file = example("delta_rule");
+    for word in ["gpu", "cuda:", "cuda:x", "cuda:-1", "CUDA", "cuda:0:0"] {
+        chunkwise(&["verify", &file, "--device", word])
+            .refused(&[&format!("there is no device `{word}`"), "cuda:NUMBER"]);
+    }
+    chunkwise(&["verify", &file, "--arch", "sm_80"]).refused(&["--device cuda only"]);
+    chunkwise(&["emit", &file, "--to", "ptx", "--arch", "sm_70"]).refused(&["sm_80", "sm_90a"]);
+    chunkwise(&["emit", &file, "--to", "asm", "--arch", "sm_80"]).refused(&["--to ptx or --to sass"]);
+    let nowhere = [("CHUNKWISE_PTXAS", "/nowhere/ptxas")];
+    chunkwise_with(&["emit", &file, "--to", "sass"], &nowhere).refused(&["/nowhere/ptxas", "install the CUDA toolkit"]);
+}
+
+#[test]
+fn code_for_a_gpu_has_a_text_at_every_level() {
+    let folder = Folder::new();
+    let file = example("gated_delta_rule");
+    for arch in ["sm_80", "sm_90a"] {
+        let emit = |to: &str| {
+            let arguments = ["emit", &file, "--to", to, "--arch", arch, "--dtype", "bf16", "--size", "K=32,V=32"];
+            chunkwise(&arguments).well().out
+        };
+        let ptx = emit("ptx");
+        assert!(ptx.contains(&format!(".target {arch}")) && ptx.contains(".entry kernel"), "{ptx}");
+        assert!(emit("llvm").contains("nvptx64-nvidia-cuda"));
+        let tile = folder.file("kernel.cwt", emit("tile"));
+        let again = chunkwise(&["emit", &tile, "--to", "ptx", "--arch", arch, "--dtype", "bf16"]).well().out;
+        assert_eq!(again, ptx);
+        if let Err(error) = Assembler::find() {
+            println!("skipped: {error}");
+            continue;
+        }
+        let sass = emit("sass");
+        assert!(sass.contains(&format!("'kernel' for '{arch}'")) && sass.contains("EXIT"), "{sass}");
+        // Products are the tensor cores'.
+        assert!(sass.contains("HMMA") || sass.contains("HGMMA"));
+    }
+}
+
+#[test]
+fn a_gpu_gives_the_reference_s_results() {
+    if !gpu() {
+        return;
+    }
+    let folder = Folder::new();
+    let (input, reference, output) =
+        (folder.tensors("in", &delta_rule(2, 200, 3, 48, 64)), folder.word("reference"), folder.word("out"));
+    let file = example("delta_rule");
+    for (dtype, allowed) in [("f32", 2e-5), ("bf16", 5e-3), ("f16", 5e-3)] {
+        let run = |output: &str, more: &[&str]| {
+            let arguments = ["run", &file, "--input", &input, "--output", output, "--dtype", dtype];
+            let cache = [("CHUNKWISE_CACHE", folder.word("cache"))];
+            let cache = [(cache[0].0, cache[0].1.as_str())];
+            chunkwise_with(&[arguments.as_slice(), more].concat(), &cache).well()
+        };
+        run(&reference, &["--form", "naive"]);
+        for form in ["chunkwise", "recurrent"] {
+            let on_gpu = ["--form", form, "--device", "cuda"];
+            run(&output, &on_gpu);
+            let first = read(&output);
+            let error = first["out.o"].relative_error(&read(&reference)["out.o"], 0.0);
+            assert!(error <= allowed, "{form} {dtype}: {error:e}");
+            // The second time the code is found and not made.
+            run(&output, &on_gpu);
+            assert_eq!(read(&output), first, "{form} {dtype}");
+        }
+    }
+}
+
+#[test]
+fn verify_holds_on_a_gpu() {
+    if !gpu() {
+        return;
+    }
+    let verify = ["verify", &example("gated_delta_rule"), "--device", "cuda", "--cases", "2", "--json"];
+    let json: serde_json::Value = serde_json::from_str(&chunkwise(&verify).well().out).unwrap();
+    let checks = json["checks"].as_array().unwrap();
+    for check in ["chunkwise bf16 compiled = reference", "chunkwise causal, bitwise"] {
+        assert!(checks.iter().any(|it| it["check"] == check && it["result"] == "ok"), "{check}: {checks:?}");
+    }
+}
+
+#[test]
+fn bench_on_a_gpu_stands_on_a_floor() {
+    if !gpu() {
+        return;
+    }
+    let size = ["--batch", "2", "--length", "1024", "--heads", "4", "--size", "K=64,V=64", "--seconds", "0.05"];
+    let bench = ["bench", &example("linear_attention"), "--device", "cuda", "--dtype", "bf16", "--json"];
+    let json = chunkwise(&[bench.as_slice(), &size].concat()).well().out;
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert!(json["copy_bytes_per_second"].as_f64().unwrap() > 1e9);
+    let figures = json["figures"].as_array().unwrap();
+    let names = ["forward", "forward+backward", "backward"];
+    assert_eq!(figures.iter().map(|it| it["direction"].as_str().unwrap()).collect::<Vec<_>>(), names);
+    for figure in figures {
+        for number in ["gpu_seconds", "launch_seconds", "floor_bytes", "times_floor"] {
+            assert!(figure[number].as_f64().unwrap() > 0.0, "{number}: {figure}");
+        }
+    }
+    // q, k, v and o of 2·1024·4 rows of 64 numbers of 2 bytes; the first and last states of 8 heads, 64·64 of 4 bytes.
+    assert_eq!(figures[0]["floor_bytes"].as_f64().unwrap(), (4 * 2 * 1024 * 4 * 64 * 2 + 2 * 8 * 64 * 64 * 4) as f64);
+}
