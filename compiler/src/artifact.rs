@@ -73,6 +73,14 @@ pub struct Tile {
 
 /// The graphs of a form that some parts need, simplified.
 pub fn graphs(derived: &Derived, parts: Parts) -> Result<Vec<(Direction, Graph)>, CompileError> {
+    graphs_after(derived, parts, pipeline::SIMPLIFY)
+}
+
+fn graphs_after(
+    derived: &Derived,
+    parts: Parts,
+    passes: &[pass::Pass<Graph>],
+) -> Result<Vec<(Direction, Graph)>, CompileError> {
     let saving = derived.forward_saving.as_ref().map(|graph| (Direction::ForwardSaving, graph));
     let backward = derived.backward.as_ref().map(|graph| (Direction::Backward, graph));
     let forward = Some((Direction::Forward, &derived.forward));
@@ -84,7 +92,7 @@ pub fn graphs(derived: &Derived, parts: Parts) -> Result<Vec<(Direction, Graph)>
     let mut graphs = Vec::new();
     for (direction, graph) in wanted.into_iter().flatten() {
         let mut graph = graph.clone();
-        pass::run(&mut graph, pipeline::SIMPLIFY, &mut pass::Options::quiet())?;
+        pass::run(&mut graph, passes, &mut pass::Options::quiet())?;
         graphs.push((direction, graph));
     }
     Ok(graphs)
@@ -92,12 +100,12 @@ pub fn graphs(derived: &Derived, parts: Parts) -> Result<Vec<(Direction, Graph)>
 
 /// The tile programs of a form, for a processor.
 pub fn tiles(derived: &Derived, dtype: DType, parts: Parts) -> Result<Vec<Tile>, CompileError> {
-    tiles_as(derived, &Options { dtype_tokens: dtype, ..Options::default() }, parts)
+    tiles_as(graphs(derived, parts)?, &Options { dtype_tokens: dtype, ..Options::default() })
 }
 
 /// The tile programs of a form, for a GPU.
 pub fn tiles_for_gpu(derived: &Derived, dtype: DType, parts: Parts) -> Result<Vec<Tile>, CompileError> {
-    tiles_as(derived, &options_for_gpu(dtype), parts)
+    tiles_as(graphs_after(derived, parts, pipeline::FOR_GPU)?, &options_for_gpu(dtype))
 }
 
 /// How graphs become tile programs for a GPU: rows start in different banks, and products take operands as they lie.
@@ -105,9 +113,9 @@ pub fn options_for_gpu(dtype: DType) -> Options {
     Options { dtype_tokens: dtype, pad: 4, any_strides: true, ..Options::default() }
 }
 
-fn tiles_as(derived: &Derived, options: &Options, parts: Parts) -> Result<Vec<Tile>, CompileError> {
+fn tiles_as(graphs: Vec<(Direction, Graph)>, options: &Options) -> Result<Vec<Tile>, CompileError> {
     let mut tiles = Vec::new();
-    for (direction, graph) in graphs(derived, parts)? {
+    for (direction, graph) in graphs {
         let kernel = lower(&graph, options)?;
         if cfg!(debug_assertions)
             && let Err(error) = crate::tile::verify::verify(&kernel)

@@ -3,7 +3,7 @@
 //! Comes in: nothing. Goes out: tables of passes, for the runner in [`crate::pass`] and for whoever lists them.
 
 use crate::graph::ir::Graph;
-use crate::graph::passes::{cse, dce, fold};
+use crate::graph::passes::{cse, dce, fold, sum_gates};
 use crate::pass::Pass;
 
 /// Numbers are folded, neutral terms and inverse pairs go.
@@ -21,3 +21,13 @@ pub const DCE: Pass<Graph> =
 
 /// What every graph goes through after it was made or rewritten.
 pub const SIMPLIFY: &[Pass<Graph>] = &[FOLD, CSE, DCE];
+
+/// Sums along time as products.
+pub const SUM_GATES: Pass<Graph> = Pass {
+    name: "sum-gates",
+    about: "compute sums of logarithms along time as products with triangles of ones",
+    run: sum_gates::sum_gates,
+};
+
+/// What a graph of chunks goes through for a GPU, simplified before and after.
+pub const FOR_GPU: &[Pass<Graph>] = &[FOLD, CSE, DCE, SUM_GATES, FOLD, CSE, DCE];

@@ -124,6 +124,12 @@ impl Lowering<'_> {
             (stride(&r, &shape.k), stride(&r, &shape.n)),
         );
         let triangle = self.triangle(scope, id, &shape, left);
+        // A product with a triangle of ones is a sum, whose terms keep their digits.
+        let is_triangle = |x: NodeId| match &scope.node(x).op {
+            Op::Segment { gates, .. } => gates.events.is_empty(),
+            _ => false,
+        };
+        let exact = is_triangle(left) || is_triangle(right);
         let update = if shape.sums.is_empty() {
             update
         } else {
@@ -147,7 +153,7 @@ impl Lowering<'_> {
                 k: number(k as i64),
                 update,
                 triangle,
-                exact: false,
+                exact,
             }));
         };
         self.b.for_dims(&shape.loops, Order::Any, &outer, &mut |b, env| {

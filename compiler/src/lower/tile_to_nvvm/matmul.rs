@@ -26,14 +26,19 @@ struct Cut {
 
 impl Cut {
     /// The cut that reads least for each product among those that give every warp some work.
-    fn of(product: &Matmul, warps: usize) -> Cut {
+    fn of(product: &Matmul, products: Products, warps: usize) -> Cut {
         let (rows, columns) = (product.m.div_ceil(ROWS), product.n.div_ceil(COLUMNS));
         let price = |stride: usize, fragments: usize| if stride == 1 { fragments } else { 4 * fragments };
         let (a, b) = (price(product.a.col_stride, 2), price(product.b.row_stride, 1));
+        // Registers: sums, and both operands in as many parts as the product takes.
+        let most = match products {
+            Products::Bf16 | Products::Tf32 => 8,
+            Products::Tf32x3 => 4,
+        };
         let mut best: Option<((usize, usize), Cut)> = None;
         for down in [1, 2, 4] {
             for across in [1, 2, 4, 8] {
-                if down > rows.next_power_of_two() || across > columns.next_power_of_two() || down * across > 16 {
+                if down > rows.next_power_of_two() || across > columns.next_power_of_two() || down * across > most {
                     continue;
                 }
                 let parts = (rows.div_ceil(down), columns.div_ceil(across));
@@ -62,8 +67,8 @@ impl Lowering<'_> {
     /// A product.
     pub(super) fn matmul(&mut self, product: &Matmul) {
         let warps = self.options.threads / 32;
-        let cut = Cut::of(product, warps);
         let products = if product.exact { Products::Tf32x3 } else { self.options.products };
+        let cut = Cut::of(product, products, warps);
         let a = self.operand(&product.a, Side::Left, product.m, &product.k);
         let b = self.operand(&product.b, Side::Right, product.n, &product.k);
         let dst = self.view(&product.dst);
@@ -97,9 +102,6 @@ impl Lowering<'_> {
         let steps = text::int(&mut self.w, size(STEPS));
         let turn = self.w.open_loop_carrying(lo, hi, steps, Ty::I32, &start);
         let mut sums = turn.values.clone();
-        if product.update == Update::Subtract {
-            // What is subtracted is added to the negated sum.
-        }
         let left: Vec<Fragments> = (0..cut.down).map(|n| self.fragments(&a, row, n * ROWS, turn.var, k)).collect();
         let right: Vec<Fragments> =
             (0..cut.across).map(|n| self.fragments(&b, column, n * COLUMNS, turn.var, k)).collect();
