@@ -71,22 +71,26 @@ fn from_bytes(bytes: &[u8], dtype: DType) -> Vec<f64> {
 
 impl Native {
     /// Runs all items of a call, in ranges of one and two items; the tensors' data are replaced by what is there
-    /// afterwards. Every tensor stands between canaries, and scratch is filled with NaN.
+    /// afterwards. Every tensor stands between canaries, every other one at the start of a line of the cache, and
+    /// scratch is filled with NaN.
     pub fn run(&self, kernel: &Kernel, call: &mut HostCall) {
         const GUARD: usize = 64;
         let mut memories: Vec<Vec<u8>> = Vec::new();
-        for (arg, tensor) in kernel.args.iter().zip(&call.tensors) {
-            let mut memory = vec![CANARY; GUARD];
-            memory.extend(to_bytes(&tensor.data, arg.dtype));
-            memory.extend([CANARY; GUARD]);
+        let mut starts = Vec::new();
+        for (n, (arg, tensor)) in kernel.args.iter().zip(&call.tensors).enumerate() {
+            let bytes = to_bytes(&tensor.data, arg.dtype);
+            let mut memory = vec![CANARY; bytes.len() + 4 * GUARD];
+            let start = GUARD + memory[GUARD..].as_ptr().align_offset(64) + n % 2 * arg.dtype.bytes();
+            memory[start..start + bytes.len()].copy_from_slice(&bytes);
             memories.push(memory);
+            starts.push((start, bytes.len()));
         }
         let tensors: Vec<TensorArg> = call
             .tensors
             .iter()
-            .zip(&mut memories)
-            .map(|(tensor, memory)| TensorArg {
-                data: memory[GUARD..].as_mut_ptr().cast::<c_void>(),
+            .zip(memories.iter_mut().zip(&starts))
+            .map(|(tensor, (memory, (start, _)))| TensorArg {
+                data: memory[*start..].as_mut_ptr().cast::<c_void>(),
                 stride_sequence: tensor.stride_sequence as i64,
                 stride_time: tensor.stride_time as i64,
                 stride_head: tensor.stride_head as i64,
@@ -117,9 +121,10 @@ impl Native {
             step = 3 - step;
         }
         assert!(scratch[skip + words..].iter().all(|x| *x == 1234.5), "wrote past the scratch");
-        for ((arg, tensor), memory) in kernel.args.iter().zip(&mut call.tensors).zip(&memories) {
-            let (before, rest) = memory.split_at(GUARD);
-            let (data, after) = rest.split_at(rest.len() - GUARD);
+        let memories = memories.iter().zip(starts);
+        for ((arg, tensor), (memory, (start, len))) in kernel.args.iter().zip(&mut call.tensors).zip(memories) {
+            let (before, rest) = memory.split_at(start);
+            let (data, after) = rest.split_at(len);
             assert!(before.iter().chain(after).all(|b| *b == CANARY), "wrote outside `{}`", arg.name);
             tensor.data = from_bytes(data, arg.dtype);
         }

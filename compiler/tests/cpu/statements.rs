@@ -62,6 +62,27 @@ fn loops_run_forwards_and_backwards_between_their_bounds() {
     );
 }
 
+/// Results too large for a cache are written past it where their rows begin its lines.
+#[test]
+fn large_results_are_written_whole() {
+    let text = "kernel large {
+        arg x : f32 token[] read
+        arg inside : f32 token[512] write
+        arg lines : f32 token[512] write
+        arg y : f32 token[] read
+        arg narrow : bf16 token[512] write
+        for t in 0 .. T {
+            lanes c in 0 .. 512 {
+                inside[t, c] = x[t]
+                lines[t, c] = y[t]
+                narrow[t, c] = x[t] * y[t]
+            }
+        }
+    }";
+    agree_on(text, 2200, 1e-2);
+    agree_on(text, 3, 1e-2);
+}
+
 #[test]
 fn locals_keep_a_value_for_each_lane() {
     for n in [1, 5, 16, 37, 64, 80] {

@@ -181,8 +181,11 @@ impl<'g> Builder<'g> {
 
     /// A buffer of at least that size: one that is free and has the same pitch, or a new one.
     fn take(&mut self, name: &str, rows: usize, cols: usize) -> BufferId {
-        let pitch = cols.div_ceil(LANES) * LANES + self.pad;
-        let fits = |b: &Buffer| (b.pitch() == pitch).then_some(b.shape[0]);
+        let whole = cols.div_ceil(LANES) * LANES;
+        // Rows a multiple of four lines apart would share a few sets of a processor's cache.
+        let pad = if self.pad == 0 && whole.is_multiple_of(4 * LANES) { LANES } else { self.pad };
+        let pitch = whole + pad;
+        let fits = |b: &Buffer| (b.pitch() == pitch && b.pad == pad).then_some(b.shape[0]);
         // The tightest that is large enough, else the largest.
         let best = (0..self.free.len())
             .filter_map(|n| fits(&self.buffers[self.free[n].0 as usize]).map(|have| (n, have)))
@@ -196,7 +199,7 @@ impl<'g> Builder<'g> {
                 id
             }
             None => {
-                self.buffers.push(Buffer { name: name.to_string(), shape: vec![rows, cols], pad: self.pad });
+                self.buffers.push(Buffer { name: name.to_string(), shape: vec![rows, cols], pad });
                 BufferId(self.buffers.len() as u32 - 1)
             }
         }

@@ -121,7 +121,8 @@ impl Lowering<'_> {
         let strides = (
             (stride(dst, &shape.m), 1),
             (stride(&l, &shape.m), stride(&l, &shape.k)),
-            (stride(&r, &shape.k), stride(&r, &shape.n)),
+            // One column is contiguous whatever it is a part of.
+            (stride(&r, &shape.k), if n == 1 { 1 } else { stride(&r, &shape.n) }),
         );
         let triangle = self.triangle(scope, id, &shape, left);
         // A product with a triangle of ones is a sum, whose terms keep their digits.

@@ -35,7 +35,7 @@ pub struct Options {
     pub dtype_tokens: DType,
     /// Parameters.
     pub dtype_heads: DType,
-    /// Padding of every buffer's rows; see [`crate::tile::ir::Buffer::pad`].
+    /// Padding of every buffer's rows, 0 for what suits a processor; see [`crate::tile::ir::Buffer::pad`].
     pub pad: usize,
     /// Products take a right operand whose rows are contiguous as it is, instead of a transposed copy.
     pub any_strides: bool,

@@ -6,7 +6,7 @@
 use super::functions::Functions;
 use super::lanes::Group;
 use super::writer::{Elem, Ty, Val, Writer};
-use super::{Vectors, matmul};
+use super::{Vectors, matmul, memory, requests};
 use crate::tile::ir::{
     Affine, ArgId, Compare, Cond, Expr, Index, Kernel, LocalId, Matmul, Order, Stmt, Symbol, Triangle, Update, VarId,
     View,
@@ -20,6 +20,8 @@ pub(super) struct Tensor {
     pub base: Val,
     /// Elements from one leading index to the next.
     pub stride: Val,
+    /// Whether what is written to it goes past the caches, for a tensor of which every row begins a line of them.
+    pub streams: Option<Val>,
 }
 
 /// A sum of a constant and multiples of values, outermost first.
@@ -73,6 +75,10 @@ pub(super) struct Lowering<'k> {
     pub fetched: HashSet<(ArgId, Index)>,
     /// The lanes at work, inside `lanes`.
     pub group: Option<Group>,
+    /// Rows to be asked for while products are computed, if there are any; see [`super::requests`].
+    pub requests: Option<Val>,
+    /// Open loops.
+    depth: usize,
     length: Option<Val>,
     /// Sums already computed, by scope.
     sums: Vec<HashMap<Vec<(Val, i64)>, Val>>,
@@ -86,7 +92,8 @@ pub(super) fn tag(kernel: usize, kind: char, index: u32) -> String {
 
 /// Bytes of scratch: every buffer, and room for one vector read past the last.
 pub(super) fn scratch_bytes(kernel: &Kernel) -> usize {
-    (kernel.buffers.iter().map(|buffer| buffer.elements()).sum::<usize>() + crate::tile::ir::LANES) * 4
+    let numbers = kernel.buffers.iter().map(|buffer| buffer.elements()).sum::<usize>() + crate::tile::ir::LANES;
+    numbers * 4 + requests::bytes(kernel)
 }
 
 /// The function of a kernel, as text.
@@ -110,6 +117,8 @@ pub(super) fn lower(
         backwards: HashMap::new(),
         fetched: HashSet::new(),
         group: None,
+        requests: None,
+        depth: 0,
         length: None,
         sums: vec![HashMap::new()],
         quotients: vec![HashMap::new()],
@@ -138,6 +147,12 @@ impl Lowering<'_> {
             self.buffers.push(self.w.element_at(scratch, offset, Elem::F32));
             offset += elements;
         }
+        if requests::bytes(self.kernel) > 0 {
+            let padding = i64::try_from(crate::tile::ir::LANES).expect("a vector is short");
+            let requests = self.w.element_at(scratch, offset + padding, Elem::F32);
+            self.requests = Some(requests);
+            self.forget_requests();
+        }
         let item = self.w.open_for(begin, end, 1);
         self.item(item);
         for stmt in &self.kernel.body {
@@ -145,6 +160,9 @@ impl Lowering<'_> {
         }
         self.w.end();
 
+        if self.tensors.iter().any(|tensor| tensor.streams.is_some()) {
+            self.w.raw(format_args!("llvm.call_intrinsic \"llvm.x86.sse.sfence\"() : () -> ()"));
+        }
         self.w.store(before, control, Ty::I32, "");
         self.w.raw(format_args!("llvm.call_intrinsic \"llvm.x86.sse.ldmxcsr\"({control}) : (!llvm.ptr) -> ()"));
     }
@@ -158,6 +176,7 @@ impl Lowering<'_> {
         };
         let tensors = word(&mut self.w, call, 0, Ty::PTR);
         let offsets = word(&mut self.w, call, 1, Ty::PTR);
+        let sequences = word(&mut self.w, call, 2, Ty::I64);
         let equal_length = word(&mut self.w, call, 3, Ty::I64);
         let heads = word(&mut self.w, call, 4, Ty::I64);
         let w = &mut self.w;
@@ -211,7 +230,31 @@ impl Lowering<'_> {
                 }
             }
             let base = w.element(data, offset, element(arg.dtype));
-            self.tensors.push(Tensor { base, stride: by_time });
+            let streams = memory::row_bytes(arg).map(|row| {
+                let elements = w.i64(i64::try_from(row / arg.dtype.bytes()).expect("a row fits memory"));
+                let steps = match arg.role {
+                    Role::Chunk(tokens) => {
+                        let tokens = w.i64(i64::try_from(tokens).expect("a chunk fits memory"));
+                        w.op("sdiv", length, tokens, Ty::I64)
+                    }
+                    Role::Token | Role::Sequence | Role::Head => length,
+                };
+                let of_sequence = w.op("mul", steps, heads, Ty::I64);
+                let rows = w.op("mul", of_sequence, sequences, Ty::I64);
+                let size = w.op("mul", rows, elements, Ty::I64);
+                let most = w.i64(memory::CACHED / i64::try_from(arg.dtype.bytes()).expect("a few bytes"));
+                let large = w.icmp("sgt", size, most, Ty::I64);
+                let address = w.cast("ptrtoint", base, Ty::PTR, Ty::I64);
+                let width = w.i64(i64::try_from(arg.dtype.bytes()).expect("a few bytes"));
+                let stride = w.op("mul", by_time, width, Ty::I64);
+                let bits = w.op("or", address, stride, Ty::I64);
+                let within = w.i64(63);
+                let odd = w.op("and", bits, within, Ty::I64);
+                let zero = w.i64(0);
+                let even = w.icmp("eq", odd, zero, Ty::I64);
+                w.op("and", large, even, Ty::scalar(Elem::I1))
+            });
+            self.tensors.push(Tensor { base, stride: by_time, streams });
         }
     }
 
@@ -229,6 +272,10 @@ impl Lowering<'_> {
                 let (lo, hi) = (self.index(lo), self.index(hi));
                 let turn = self.w.open_for(lo, hi, 1);
                 self.open_scope();
+                self.depth += 1;
+                if self.depth == 1 {
+                    self.forget_requests();
+                }
                 let value = if reverse {
                     let one = self.w.i64(1);
                     let ends = self.w.op("add", lo, hi, Ty::I64);
@@ -240,6 +287,7 @@ impl Lowering<'_> {
                 self.vars.insert(*var, value);
                 self.backwards.insert(*var, reverse);
                 self.stmts(body);
+                self.depth -= 1;
                 self.close_scope();
                 self.w.end();
             }
@@ -300,7 +348,8 @@ impl Lowering<'_> {
             Triangle::LowerLeft => matmul::LOWER_LEFT,
             Triangle::UpperLeft => matmul::UPPER_LEFT,
         });
-        let operands = [dst, dst_stride, a, a_row, a_col, b, b_stride, m, n, k, update, triangle];
+        let requests = self.requests.expect("every kernel with a product has them");
+        let operands = [dst, dst_stride, a, a_row, a_col, b, b_stride, m, n, k, update, triangle, requests];
         self.functions.needs_matmul = true;
         self.w.raw(format_args!("{}", matmul::call(&operands)));
     }

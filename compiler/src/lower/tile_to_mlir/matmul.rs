@@ -5,7 +5,7 @@
 //! contraction. One row of `b` is loaded for every term, elements of `a` are broadcast from memory. Triangles shorten
 //! the contraction of a block, or leave the block out.
 //!
-//! `@matmul(dst, dst_row, a, a_row, a_col, b, b_row, m, n, k, update, triangle)`, strides in elements.
+//! `@matmul(dst, dst_row, a, a_row, a_col, b, b_row, m, n, k, update, triangle, requests)`, strides in elements.
 
 use super::Vectors;
 use super::writer::{Elem, Ty, Val, Writer};
@@ -21,13 +21,13 @@ pub(super) const UPPER_LEFT: i64 = 3;
 /// Rows whose elements of `a` are found from one address.
 const SHARED: usize = 8;
 
-const MATMUL_TYPES: [Ty; 12] = {
+const MATMUL_TYPES: [Ty; 13] = {
     let (p, i) = (Ty::PTR, Ty::I64);
-    [p, i, p, i, i, p, i, i, i, i, i, i]
+    [p, i, p, i, i, p, i, i, i, i, i, i, p]
 };
 
 /// The call of `@matmul`.
-pub(super) fn call(operands: &[Val; 12]) -> String {
+pub(super) fn call(operands: &[Val; 13]) -> String {
     call_of("matmul", operands, &MATMUL_TYPES)
 }
 
@@ -45,7 +45,7 @@ fn signature(name: &str, types: &[Ty], attributes: &str) -> String {
 /// Rows of the blocks of a strip, largest first; the last is 1.
 fn block_rows(vectors: &Vectors, strip: usize) -> &'static [usize] {
     match (vectors.lanes, strip) {
-        (16, 2) => &[12, 4, 1],
+        (16, 2) => &[12, 8, 4, 1],
         (16, _) => &[16, 4, 1],
         (_, 2) => &[6, 2, 1],
         (_, _) => &[8, 2, 1],
@@ -86,7 +86,7 @@ fn driver(vectors: &Vectors) -> String {
     let wide_columns = w.intrinsic("smin", &[left, both], Ty::I64);
     let narrow_columns = w.intrinsic("smin", &[left, one_vector], Ty::I64);
     let strip = |w: &mut Writer, strip: usize, columns: Val, from: Val, to: Val| {
-        let operands = [strip_dst, p[1], p[2], p[3], p[4], strip_b, p[6], columns, from, to, p[9], p[10], p[11]];
+        let operands = [strip_dst, p[1], p[2], p[3], p[4], strip_b, p[6], columns, from, to, p[9], p[10], p[11], p[12]];
         w.raw(format_args!("{}", call_of(&format!("strip_{strip}"), &operands, &STRIP_TYPES)));
     };
     let some = w.icmp("slt", first, narrow_end, Ty::I64);
@@ -100,10 +100,10 @@ fn driver(vectors: &Vectors) -> String {
     w.finish(&signature("matmul", &MATMUL_TYPES, "no_inline"))
 }
 
-/// `(dst, dst_row, a, a_row, a_col, b, b_row, columns, from, to, k, update, triangle)`
-const STRIP_TYPES: [Ty; 13] = {
+/// `(dst, dst_row, a, a_row, a_col, b, b_row, columns, from, to, k, update, triangle, requests)`
+const STRIP_TYPES: [Ty; 14] = {
     let (p, i) = (Ty::PTR, Ty::I64);
-    [p, i, p, i, i, p, i, i, i, i, i, i, i]
+    [p, i, p, i, i, p, i, i, i, i, i, i, i, p]
 };
 
 /// Cuts the rows of a strip into blocks.
@@ -138,6 +138,7 @@ fn block(w: &mut Writer, vectors: &Vectors, strip: usize, rows: usize, i: Val, p
     let (dst, dst_row, a, a_row, a_col, b, b_row, columns) = (p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7]);
     let (k, update, triangle) = (p[10], p[11], p[12]);
     let zero = w.i64(0);
+    super::requests::issue(w, p[13], k);
 
     // The terms that matter: up to the last row, or from the first.
     let height = w.i64(i64::try_from(rows).expect("a block is small"));

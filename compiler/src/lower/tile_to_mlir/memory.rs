@@ -6,13 +6,23 @@
 use super::expr::{Value, has_leading_index, mentions};
 use super::kernel::{Linear, Lowering, element, tag};
 use super::writer::{Elem, Ty, Val};
-use crate::tile::ir::{Expr, Memory, Place};
-use chunkwise_abi::DType;
+use crate::tile::ir::{Arg, Expr, Memory, Place};
+use chunkwise_abi::{Access, DType, Role};
 
 /// Bytes of a line of the cache.
 const LINE: usize = 64;
 /// Rows to ask for ahead of time, at least.
 const AHEAD: i64 = 16;
+/// Bytes of a tensor that may still be found in a cache by who reads it next.
+pub(super) const CACHED: i64 = 8 << 20;
+
+/// Bytes from one leading index to the next inside of one head, of a tensor that is written row by row in whole lines.
+pub(super) fn row_bytes(arg: &Arg) -> Option<usize> {
+    let last = arg.inner.last()?;
+    let whole = (last * arg.dtype.bytes()).is_multiple_of(LINE);
+    (arg.access == Access::Write && has_leading_index(arg.role) && whole)
+        .then(|| arg.inner.iter().product::<usize>() * arg.dtype.bytes())
+}
 
 impl Lowering<'_> {
     /// Whether neighbouring lanes are neighbours in memory; else the place is the same for every lane. There is no
@@ -91,15 +101,31 @@ impl Lowering<'_> {
         if lanes * count * bytes < LINE || !self.fetched.insert((arg, token.clone())) {
             return;
         }
-        let rows = step * (AHEAD / step.abs()).max(1);
+        let rows = match shape.role {
+            Role::Chunk(_) => step,
+            Role::Token | Role::Sequence | Role::Head => step * (AHEAD / step.abs()).max(1),
+        };
         let rows = if self.backwards.get(&var).copied().unwrap_or(false) { -rows } else { rows };
         let rows = self.w.i64(rows);
         let distance = self.w.op("mul", self.tensors[arg.0 as usize].stride, rows, Ty::I64);
         let ahead = self.w.element(address, distance, element(shape.dtype));
+        if self.requests.is_some() && !for_write {
+            return self.request(ahead, lanes * count * bytes);
+        }
         for n in (0..count).filter(|n| (n * lanes * bytes).is_multiple_of(LINE)) {
             let at = self.w.element_at(ahead, lane(n * lanes), element(shape.dtype));
             self.w.prefetch(at, for_write);
         }
+    }
+
+    /// Whether a row is written past the caches, where whole vectors of it are written.
+    fn streams(&self, place: &Place) -> Option<Val> {
+        let Memory::Arg(arg) = place.memory else { return None };
+        let group = self.group.as_ref()?;
+        let last = place.indices.last()?;
+        let from_start = last.value.constant == 0 && last.value.symbols.is_empty() && last.at_most.is_none();
+        let plain = from_start && last.value.vars == [(group.var, 1)] && group.valid == group.lanes;
+        self.tensors[arg.0 as usize].streams.filter(|_| plain)
     }
 
     pub(super) fn load(&mut self, place: &Place) -> Value {
@@ -153,6 +179,17 @@ impl Lowering<'_> {
         let (lanes, valid) = (group.lanes, group.valid);
         let ty = Ty { elem: element(dtype), lanes };
         let address = self.address(place);
+        if let Some(streams) = self.streams(place) {
+            let raw: Vec<Val> = values.iter().map(|value| self.narrow(*value, dtype, lanes)).collect();
+            let at: Vec<Val> = (0..raw.len()).map(|n| self.w.element_at(address, lane(n * lanes), ty.elem)).collect();
+            self.w.open_if(streams);
+            raw.iter().zip(&at).for_each(|(raw, at)| self.w.store_past_caches(*raw, *at, ty));
+            self.w.open_else();
+            self.fetch_ahead(place, address, true);
+            raw.iter().zip(&at).for_each(|(raw, at)| self.w.store(*raw, *at, ty, &tag));
+            self.w.end();
+            return;
+        }
         self.fetch_ahead(place, address, true);
         for (n, value) in values.into_iter().enumerate() {
             let raw = self.narrow(value, dtype, lanes);

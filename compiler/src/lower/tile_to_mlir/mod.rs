@@ -13,6 +13,7 @@ mod lanes;
 mod matmul;
 mod memory;
 mod module;
+mod requests;
 mod transpose;
 pub(in crate::lower) mod writer;
 

@@ -320,6 +320,14 @@ impl Writer {
         self.line(format_args!("llvm.store {value}, {address} {{{attributes}}} : {ty}, !llvm.ptr"));
     }
 
+    /// Writes a vector past the caches, to an address that is a multiple of its size.
+    pub fn store_past_caches(&mut self, value: Val, address: Val, ty: Ty) {
+        let align = alignment(ty.elem) * ty.lanes;
+        self.line(format_args!(
+            "llvm.store {value}, {address} {{alignment = {align} : i64, nontemporal}} : {ty}, !llvm.ptr"
+        ));
+    }
+
     /// Reads the lanes of a mask; the others are 0.
     pub fn masked_load(&mut self, address: Val, mask: Val, ty: Ty) -> Val {
         let rest = self.constant(ty, 0);
@@ -410,6 +418,13 @@ impl Writer {
     /// Opens `if cond`. Close with [`Writer::end`].
     pub fn open_if(&mut self, cond: Val) {
         self.line(format_args!("scf.if {cond} {{"));
+        self.depth += 1;
+    }
+
+    /// Ends the first branch of an `if` without values and opens the second.
+    pub fn open_else(&mut self) {
+        self.depth -= 1;
+        self.line(format_args!("}} else {{"));
         self.depth += 1;
     }
 
