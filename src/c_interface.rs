@@ -7,7 +7,8 @@ use std::fmt::Write;
 use chunkwise_abi::{Access, ArgSignature, DType, KernelSignature, Manifest, Role, Signature};
 use chunkwise_dsl::program::{Program, Range};
 
-const CONTRACT: &str = "\
+/// What a tensor and a call are.
+pub(crate) const CONTRACT: &str = "\
 /* A tensor. Strides are in elements; the dimensions after the head are contiguous, the last varies fastest.
    Element (sequence n, token t, head h) begins at
        data + n*stride_sequence + t*stride_time + (h / (H / heads))*stride_head
@@ -32,7 +33,9 @@ typedef struct cw_call {
     int64_t heads;            /* H */
 } cw_call;
 #endif
+";
 
+const ITEMS: &str = "
 /* Every function works on items begin <= i < end: head i % H of sequence i / H. Items do not depend on each other,
    so threads may share them out, each with scratch memory of its own, aligned to 64 bytes. */
 ";
@@ -44,6 +47,7 @@ pub fn header(name: &str, manifest: &Manifest) -> String {
         format!("/* {name}: made by chunkwise {}. */\n#ifndef {guard}\n#define {guard}\n\n", env!("CARGO_PKG_VERSION"));
     text.push_str("#include <stdint.h>\n\n#ifdef __cplusplus\nextern \"C\" {\n#endif\n\n");
     text.push_str(CONTRACT);
+    text.push_str(ITEMS);
     for signature in &manifest.recurrences {
         for kernel in kernels(signature) {
             text.push('\n');
@@ -54,7 +58,7 @@ pub fn header(name: &str, manifest: &Manifest) -> String {
     text
 }
 
-fn kernels(signature: &Signature) -> impl Iterator<Item = &KernelSignature> {
+pub(crate) fn kernels(signature: &Signature) -> impl Iterator<Item = &KernelSignature> {
     [&signature.forward, &signature.forward_saving, &signature.backward].into_iter().flatten()
 }
 
@@ -79,7 +83,7 @@ fn function(text: &mut String, signature: &Signature, kernel: &KernelSignature) 
 }
 
 /// `read     q          f32  [B, T, H, K=64]`
-fn described(arg: &ArgSignature) -> String {
+pub(crate) fn described(arg: &ArgSignature) -> String {
     let leading = match arg.role {
         Role::Token => "B, T, H".to_owned(),
         Role::Head => "H".to_owned(),
@@ -94,7 +98,8 @@ fn described(arg: &ArgSignature) -> String {
     format!("{access}  {:<16} {:<4}  [{leading}{inner}]", arg.name, arg.dtype.name())
 }
 
-const EXAMPLE: &str = r#"
+/// What every example has: sizes, memory, numbers.
+pub(crate) const EXAMPLE: &str = r#"
 enum { B = 2, T = 70, H = 3 };
 
 static void *memory(size_t bytes) {
@@ -214,11 +219,11 @@ pub fn filling(program: &Program, name: &str) -> (f64, f64) {
     }
 }
 
-fn variable(arg: &ArgSignature) -> String {
+pub(crate) fn variable(arg: &ArgSignature) -> String {
     arg.name.replace(|letter: char| !letter.is_ascii_alphanumeric(), "_") + "_"
 }
 
-fn kind(dtype: DType) -> u8 {
+pub(crate) fn kind(dtype: DType) -> u8 {
     match dtype {
         DType::F32 => 0,
         DType::BF16 => 1,
@@ -227,7 +232,7 @@ fn kind(dtype: DType) -> u8 {
 }
 
 /// Elements of a tensor of the example, as C.
-fn count(arg: &ArgSignature) -> String {
+pub(crate) fn count(arg: &ArgSignature) -> String {
     let inner: usize = arg.inner.iter().product();
     match arg.role {
         Role::Token => format!("(size_t)B * T * H * {inner}"),
@@ -238,7 +243,7 @@ fn count(arg: &ArgSignature) -> String {
 }
 
 /// Strides over sequences, time and heads, as C.
-fn strides(arg: &ArgSignature) -> [String; 3] {
+pub(crate) fn strides(arg: &ArgSignature) -> [String; 3] {
     let inner: usize = arg.inner.iter().product();
     let zero = || "0".to_owned();
     match arg.role {

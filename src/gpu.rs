@@ -48,13 +48,17 @@ impl Gpu {
                 capability: (major, minor),
             }));
         }
-        let assembler = match Assembler::find() {
-            Ok(assembler) => Some(assembler),
-            // One that is named and wrong is told; without any, the driver assembles.
-            Err(AssembleError::Missing { .. }) if std::env::var_os("CHUNKWISE_PTXAS").is_none() => None,
-            Err(error) => return Err(Failure::Input(error.to_string())),
-        };
-        Ok(Gpu { stream: Stream::new(&device).map_err(failure)?, family, assembler })
+        Ok(Gpu { stream: Stream::new(&device).map_err(failure)?, family, assembler: assembler()? })
+    }
+}
+
+/// NVIDIA's assembler, where it is installed; without, the driver assembles. One that is named and is not there is an
+/// error.
+pub fn assembler() -> Result<Option<Assembler>, Failure> {
+    match Assembler::find() {
+        Ok(assembler) => Ok(Some(assembler)),
+        Err(AssembleError::Missing { .. }) if std::env::var_os("CHUNKWISE_PTXAS").is_none() => Ok(None),
+        Err(error) => Err(Failure::Input(error.to_string())),
     }
 }
 

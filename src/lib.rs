@@ -6,6 +6,8 @@
 
 pub mod binding;
 #[cfg(feature = "llvm")]
+pub mod c_gpu;
+#[cfg(feature = "llvm")]
 pub mod c_interface;
 pub mod commands;
 #[cfg(feature = "llvm")]

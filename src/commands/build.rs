@@ -18,27 +18,34 @@ pub enum Target {
     CpuAvx2,
     /// x86-64 with AVX-512
     CpuAvx512,
-    /// NVIDIA graphics processors
-    Cuda,
+    /// NVIDIA GPUs of compute capability 8.0 and newer
+    #[value(name = "sm_80")]
+    Sm80,
+    /// NVIDIA GPUs of compute capability 9.0 (Hopper) only
+    #[value(name = "sm_90a")]
+    Sm90a,
 }
 
 /// Arguments of `build`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
+A library for GPUs holds PTX, and machine code too where ptxas is found; it needs the driver only, and has the functions
+of all families given: the best for the GPU it finds itself on is taken. Libraries for processors and for GPUs are two.
 Sizes of axes and types are fixed in a library; batch, length and number of heads are arguments of its functions.
 Sizes that are not given are 64, and 2 for an axis that a `for` runs over.
 
 Examples:
   chunkwise build delta.cw --target cpu -o lib/ --size K=128,V=128
   chunkwise build gla.cw delta.cw --target cpu-avx2 --dtype bf16 --name attention -o lib/
+  chunkwise build delta.cw --target sm_90a,sm_80 --dtype bf16 -o lib/ --size K=128,V=128
   cc -O2 lib/example.c -Llib -lattention -Wl,-rpath,lib -lm -o example")]
 pub struct Arguments {
     /// Programs; every recurrence in them becomes part of the library
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
-    /// What to build for
-    #[arg(long, value_enum, default_value_t = Target::Cpu)]
-    target: Target,
+    /// What to build for: one kind of processor, or families of GPUs
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Target::Cpu])]
+    target: Vec<Target>,
     /// Folder to write to
     #[arg(short, long, value_name = "DIR")]
     output: PathBuf,
@@ -84,21 +91,38 @@ mod building {
     use std::path::Path;
     use std::process::Command;
 
-    use chunkwise_abi::{ABI_VERSION, Manifest};
-    use chunkwise_compiler::artifact::{self, Artifact, Parts};
+    use chunkwise_abi::gpu::GpuRecurrence;
+    use chunkwise_abi::{ABI_VERSION, DType, Manifest, Signature};
+    use chunkwise_compiler::artifact::{self, Parts};
+    use chunkwise_compiler::compile::Request;
     use chunkwise_compiler::target::cpu::{CpuTarget, LEVELS, Level};
+    use chunkwise_compiler::target::nvptx::Family;
     use chunkwise_dsl::program::Program;
 
     use super::{Arguments, Target};
-    use crate::c_interface;
     use crate::engine::request;
     use crate::failure::Failure;
-    use crate::report;
+    use crate::options::Arch;
     use crate::source::{Checked, plain};
     use crate::tensors::write_whole;
+    use crate::{c_gpu, c_interface, gpu, report};
+
+    /// What was asked for.
+    enum Targets {
+        Processor(CpuTarget),
+        Gpus(Vec<&'static Family>),
+    }
+
+    /// What a folder gets besides the library itself.
+    struct Made {
+        manifest: Manifest,
+        header: String,
+        example: String,
+        makefile: String,
+    }
 
     pub fn run(arguments: &Arguments) -> Result<(), Failure> {
-        let target = target(arguments.target)?;
+        let targets = targets(&arguments.target)?;
         let Some(form) = arguments.form.derived() else {
             return Err(Failure::Input("the naive form is not compiled; --form takes the others here".to_owned()));
         };
@@ -110,27 +134,17 @@ mod building {
         let name = library_name(arguments, &programs)?;
         let request =
             request(form, arguments.chunk.map(usize::from), arguments.length, Parts::Both, arguments.inside.into());
-        let mut artifacts = Vec::new();
-        for program in &programs {
-            let instance = arguments.which.instance(program)?;
-            artifacts.push(artifact::compile_cpu(&instance, &request, Parts::Both, dtype, &target)?);
-        }
-        std::fs::create_dir_all(&arguments.output).map_err(|error| cannot(&arguments.output, &error))?;
-        let library = format!("lib{name}.so");
-        link(&artifacts, &arguments.output, &library)?;
-        let manifest = Manifest {
-            abi: ABI_VERSION,
-            library: library.clone(),
-            features: target.level.needs().iter().map(|need| need.trim_start_matches('+').to_owned()).collect(),
-            recurrences: artifacts.into_iter().map(|made| made.signature).collect(),
+        let made = match targets {
+            Targets::Processor(target) => for_processor(arguments, &request, dtype, &programs, &name, &target)?,
+            Targets::Gpus(families) => for_gpus(arguments, &request, dtype, &programs, &name, &families)?,
         };
-        let json = serde_json::to_string_pretty(&manifest)
+        let json = serde_json::to_string_pretty(&made.manifest)
             .map_err(|error| Failure::Ours(format!("the manifest cannot be written: {error}")))?;
         let files = [
             (format!("{name}.json"), format!("{json}\n")),
-            (format!("{name}.h"), c_interface::header(&name, &manifest)),
-            ("example.c".to_owned(), c_interface::example(&name, &manifest, &programs)),
-            ("Makefile".to_owned(), c_interface::makefile(&name)),
+            (format!("{name}.h"), made.header),
+            ("example.c".to_owned(), made.example),
+            ("Makefile".to_owned(), made.makefile),
         ];
         for (file, text) in &files {
             write_whole(&arguments.output.join(file), text.as_bytes())?;
@@ -139,24 +153,107 @@ mod building {
             report::say(json);
             return Ok(());
         }
-        for file in std::iter::once(&library).chain(files.iter().map(|(file, _)| file)) {
+        for file in std::iter::once(&made.manifest.library).chain(files.iter().map(|(file, _)| file)) {
             report::say(arguments.output.join(file).display());
         }
         Ok(())
     }
 
-    fn target(target: Target) -> Result<CpuTarget, Failure> {
-        match target {
-            // The level and not the very processor: the manifest has to be able to say what is needed.
-            Target::Cpu => {
-                let host = CpuTarget::host().level;
-                Ok(CpuTarget::of_level(*LEVELS.iter().find(|level| **level == host).unwrap_or(&Level::Plain)))
+    fn for_processor(
+        arguments: &Arguments,
+        request: &Request,
+        dtype: DType,
+        programs: &[&Program],
+        name: &str,
+        target: &CpuTarget,
+    ) -> Result<Made, Failure> {
+        let mut artifacts = Vec::new();
+        for program in programs {
+            let instance = arguments.which.instance(program)?;
+            artifacts.push(artifact::compile_cpu(&instance, request, Parts::Both, dtype, target)?);
+        }
+        let objects = artifacts.iter().enumerate().map(|(at, made)| (format!("{at}.o"), made.object.clone())).collect();
+        let library = format!("lib{name}.so");
+        link(objects, &[], &arguments.output, &library)?;
+        let manifest = Manifest {
+            abi: ABI_VERSION,
+            library,
+            features: target.level.needs().iter().map(|need| need.trim_start_matches('+').to_owned()).collect(),
+            recurrences: artifacts.into_iter().map(|made| made.signature).collect(),
+            gpu: vec![],
+        };
+        Ok(Made {
+            header: c_interface::header(name, &manifest),
+            example: c_interface::example(name, &manifest, programs),
+            makefile: c_interface::makefile(name),
+            manifest,
+        })
+    }
+
+    fn for_gpus(
+        arguments: &Arguments,
+        request: &Request,
+        dtype: DType,
+        programs: &[&Program],
+        name: &str,
+        families: &[&'static Family],
+    ) -> Result<Made, Failure> {
+        let assembler = gpu::assembler()?;
+        let mut recurrences: Vec<GpuRecurrence> = Vec::new();
+        let mut functions = Vec::new();
+        for program in programs {
+            let instance = arguments.which.instance(program)?;
+            let mut made = Vec::new();
+            for family in families {
+                made.push(gpu::make(&instance, request, Parts::Both, dtype, family)?);
             }
-            Target::CpuPlain => Ok(CpuTarget::of_level(Level::Plain)),
-            Target::CpuAvx2 => Ok(CpuTarget::of_level(Level::Avx2)),
-            Target::CpuAvx512 => Ok(CpuTarget::of_level(Level::Avx512)),
-            Target::Cuda => Err(Failure::Input(
-                "`--target cuda` is not supported yet; this chunkwise builds for cpu, cpu-plain, cpu-avx2 and cpu-avx512"
+            functions.extend(c_gpu::functions(&made, assembler.as_ref())?);
+            recurrences.extend(made);
+        }
+        let library = format!("lib{name}.so");
+        // One signature a recurrence: families differ in code alone.
+        let signatures: Vec<&Signature> = recurrences.iter().step_by(families.len()).map(|it| &it.signature).collect();
+        let header = c_gpu::header(name, &signatures);
+        let (source, mut files) = c_gpu::source(name, &functions);
+        files.insert(0, (format!("{name}.c"), source.into_bytes()));
+        files.push((format!("{name}.h"), header.clone().into_bytes()));
+        link(files, &["-fPIC", "-O2", "-pthread", "-ldl"], &arguments.output, &library)?;
+        let example = c_gpu::example(name, &signatures, programs);
+        for recurrence in &mut recurrences {
+            let modules = [&mut recurrence.forward, &mut recurrence.forward_saving, &mut recurrence.backward];
+            // The code is in the library.
+            modules.into_iter().flatten().for_each(|module| module.ptx.clear());
+        }
+        let manifest = Manifest { abi: ABI_VERSION, library, features: vec![], recurrences: vec![], gpu: recurrences };
+        Ok(Made { manifest, header, example, makefile: c_gpu::makefile(name) })
+    }
+
+    fn targets(targets: &[Target]) -> Result<Targets, Failure> {
+        let mut families = Vec::new();
+        let mut processors = Vec::new();
+        for target in targets {
+            match target {
+                // The level and not the very processor: the manifest has to be able to say what is needed.
+                Target::Cpu => {
+                    let host = CpuTarget::host().level;
+                    processors.push(*LEVELS.iter().find(|level| **level == host).unwrap_or(&Level::Plain));
+                }
+                Target::CpuPlain => processors.push(Level::Plain),
+                Target::CpuAvx2 => processors.push(Level::Avx2),
+                Target::CpuAvx512 => processors.push(Level::Avx512),
+                Target::Sm80 => families.push(gpu::family(Arch::Sm80)?),
+                Target::Sm90a => families.push(gpu::family(Arch::Sm90a)?),
+            }
+        }
+        families.sort_by_key(|family| family.name);
+        families.dedup_by_key(|family| family.name);
+        match (processors.as_slice(), families.is_empty()) {
+            ([level], true) => Ok(Targets::Processor(CpuTarget::of_level(*level))),
+            ([], false) => Ok(Targets::Gpus(families)),
+            ([], true) => Err(Failure::Input("--target names nothing to build for".to_owned())),
+            ([..], _) => Err(Failure::Input(
+                "a library is for one kind of processor, or for families of GPUs; build one after the other, each into \
+                 a folder of its own"
                     .to_owned(),
             )),
         }
@@ -202,19 +299,25 @@ mod building {
         }
     }
 
-    /// Links objects into a shared library beside its final place, and moves it there.
-    fn link(artifacts: &[Artifact], folder: &Path, library: &str) -> Result<(), Failure> {
+    /// Makes a shared library of files beside its final place, and moves it there. `cc` gets the objects and sources
+    /// among them, and `more`.
+    fn link(files: Vec<(String, Vec<u8>)>, more: &[&str], folder: &Path, library: &str) -> Result<(), Failure> {
+        std::fs::create_dir_all(folder).map_err(|error| cannot(folder, &error))?;
         let work = tempfile::Builder::new()
             .prefix(".chunkwise-")
             .tempdir_in(folder)
             .map_err(|error| cannot(folder, &error))?;
         let mut command = Command::new("cc");
-        command.arg("-shared").arg("-o").arg(work.path().join(library)).arg(format!("-Wl,-soname,{library}"));
-        for (number, made) in artifacts.iter().enumerate() {
-            let object = work.path().join(format!("{number}.o"));
-            std::fs::write(&object, &made.object).map_err(|error| cannot(&object, &error))?;
-            command.arg(object);
+        command.current_dir(work.path());
+        command.arg("-shared").arg("-o").arg(library).arg(format!("-Wl,-soname,{library}"));
+        for (name, content) in files {
+            let file = work.path().join(&name);
+            std::fs::write(&file, content).map_err(|error| cannot(&file, &error))?;
+            if name.ends_with(".o") || name.ends_with(".c") {
+                command.arg(name);
+            }
         }
+        command.args(more);
         let said = command.output().map_err(|error| {
             Failure::Input(format!(
                 "`cc`, which links the library, cannot be started ({}); on Debian: apt-get install gcc libc6-dev",

@@ -1,9 +1,16 @@
 //! GPUs through the command line: what is refused where there is none, what can be looked at without one, and, where
 //! there is one, the results of the reference.
 
+use std::process::Command;
+
+use chunkwise_abi::{Manifest, Signature};
 use chunkwise_runtime::cuda::assemble::Assembler;
 use chunkwise_runtime::cuda::device::CudaDevice;
+use chunkwise_runtime::cuda::error::CudaError;
+use chunkwise_runtime::cuda::memory::Stream;
+use chunkwise_runtime::library::load_for_gpu;
 
+use super::compiled::says_what_the_reference_says;
 use super::{Folder, chunkwise, chunkwise_with, delta_rule, example, read};
 
 /// Whether there is a GPU; if not, a printed reason why the test says nothing.
@@ -79,6 +86,46 @@ fn code_for_a_gpu_has_a_text_at_every_level() {
         // Products are the tensor cores'.
         assert!(sass.contains("HMMA") || sass.contains("HGMMA"));
     }
+}
+
+#[test]
+fn a_library_for_gpus_serves_a_c_program() {
+    let folder = Folder::new();
+    let names = ["gated_delta_rule", "mamba1"];
+    let files = names.map(example);
+    let library = folder.word("lib");
+    let build = ["build", &files[0], &files[1], "-o", &library, "--name", "pair", "--target", "sm_90a,sm_80"];
+    chunkwise(&build).well();
+    let text = std::fs::read_to_string(folder.path("lib/pair.json")).unwrap();
+    let manifest: Manifest = serde_json::from_str(&text).unwrap();
+    assert_eq!((manifest.recurrences.len(), manifest.gpu.len()), (0, 4));
+    let make = Command::new("cc")
+        .args(["-O2", "-Wall", "-Wextra", "-Werror", "-Wno-unused-function", "example.c", "-L.", "-lpair"])
+        .args(["-Wl,-rpath,$ORIGIN", "-lm", "-ldl", "-o", "example"])
+        .current_dir(folder.path("lib"))
+        .output()
+        .unwrap();
+    assert!(make.status.success(), "{}", String::from_utf8_lossy(&make.stderr));
+    let run = Command::new(folder.path("lib/example")).output().unwrap();
+    let device = match CudaDevice::open(0) {
+        Ok(device) => device,
+        Err(CudaError::NoDriver) => {
+            assert_eq!(run.status.code(), Some(1));
+            assert_eq!(String::from_utf8_lossy(&run.stderr), "there is no NVIDIA driver\n");
+            return;
+        }
+        Err(error) => return println!("skipped: {error}"),
+    };
+    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+    let said = String::from_utf8(run.stdout).unwrap();
+    let signatures: Vec<&Signature> = manifest.gpu.iter().step_by(2).map(|it| &it.signature).collect();
+    says_what_the_reference_says(&said, &names.map(str::to_owned), &signatures, 1e-4);
+
+    // And from Rust.
+    let stream = Stream::new(&device).unwrap();
+    // SAFETY: made above.
+    let artifacts = unsafe { load_for_gpu(&folder.path("lib/pair.json"), &stream) }.unwrap();
+    assert_eq!(artifacts.iter().map(|it| it.signature.name.as_str()).collect::<Vec<_>>(), names);
 }
 
 #[test]

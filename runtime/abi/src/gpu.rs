@@ -80,6 +80,11 @@ pub struct GpuKernel {
     pub grid: Grid,
 }
 
+/// The symbol of a module's PTX in a library made ahead of time: `symbol` is that of its signature.
+pub fn ptx_symbol(symbol: &str, arch: &str) -> String {
+    format!("{symbol}_{arch}_ptx")
+}
+
 /// One direction of a recurrence, compiled for a family of GPUs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GpuModule {

@@ -172,6 +172,10 @@ pub struct Manifest {
     pub library: String,
     /// Instructions a processor must have beyond the plainest of its family, by LLVM's names: `avx2`, `avx512f`, …
     pub features: Vec<String>,
-    /// What can be computed.
+    /// What can be computed on a processor.
     pub recurrences: Vec<Signature>,
+    /// What can be computed on GPUs: each recurrence once for every family. The code itself is not here but in the
+    /// library, as PTX that ends in 0: [`gpu::ptx_symbol`] names it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gpu: Vec<gpu::GpuRecurrence>,
 }

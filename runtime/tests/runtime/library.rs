@@ -50,6 +50,7 @@ fn manifest() -> Manifest {
         library: "libtwice.so".to_string(),
         features: vec!["sse2".to_string()],
         recurrences: vec![twice()],
+        gpu: vec![],
     }
 }
 
