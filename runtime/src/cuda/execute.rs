@@ -9,7 +9,7 @@ use super::assemble::Assembler;
 use super::device::CudaDevice;
 use super::error::CudaError;
 use super::memory::Stream;
-use super::module::LoadedModule;
+use super::module::{LoadedModule, assembled_by_driver};
 use super::resident::Resident;
 use crate::batch::Batch;
 use crate::cache::{Cache, Entry, Key, Lookup};
@@ -56,8 +56,8 @@ pub struct GpuArtifact {
 }
 
 impl GpuArtifact {
-    /// Loads the modules of a recurrence; their work goes to `stream`. With an assembler, machine code is made first,
-    /// or found in the cache; without, or where it cannot, the driver makes it.
+    /// Loads the modules of a recurrence; their work goes to `stream`. Machine code is found in the cache, or made by an
+    /// assembler; without one, or where that refuses, the driver makes it, and the cache keeps it too.
     ///
     /// # Safety
     /// The code keeps the contract of [`chunkwise_abi::gpu`] for the signatures beside it.
@@ -72,20 +72,29 @@ impl GpuArtifact {
             let why = format!("it follows version {} of the calling contract, this is {ABI_VERSION}", signature.abi);
             return Err(LaunchError::Signature { why }.into());
         }
+        let modules = [&recurrence.forward, &recurrence.forward_saving, &recurrence.backward];
+        // Assembling takes longest of all, and modules have nothing to do with each other.
+        let loaded = std::thread::scope(|scope| {
+            let load = |module| {
+                // SAFETY: promised by the caller.
+                unsafe { load(stream, module, &signature, assembler, cache) }
+            };
+            let threads = modules.map(|module| module.as_ref().map(|module| scope.spawn(move || load(module))));
+            threads.map(|thread| thread.map(|thread| thread.join()))
+        });
         let mut warning = None;
-        let mut load = |module: &Option<GpuModule>| -> Result<Option<Arc<LoadedModule>>, CudaError> {
-            let Some(module) = module else { return Ok(None) };
-            let device = stream.device();
-            let assembled = assembler.and_then(|assembler| {
-                let assembled = assembled(device, module, &signature, assembler, cache);
-                assembled.map_err(|why| warning = Some(why)).ok()
-            });
-            // SAFETY: promised by the caller.
-            let loaded = unsafe { LoadedModule::load(device, module, assembled.as_deref()) }?;
-            Ok(Some(Arc::new(loaded)))
+        let mut taken = |loaded: Option<std::thread::Result<Loaded>>| match loaded {
+            None => Ok(None),
+            Some(Ok(loaded)) => {
+                let (module, complaint) = loaded?;
+                warning = warning.take().or(complaint);
+                Ok::<_, CudaError>(Some(Arc::new(module)))
+            }
+            // It is ours either way; who joins a thread that panicked goes on panicking.
+            Some(Err(panic)) => std::panic::resume_unwind(panic),
         };
-        let (forward, forward_saving, backward) =
-            (load(&recurrence.forward)?, load(&recurrence.forward_saving)?, load(&recurrence.backward)?);
+        let [forward, forward_saving, backward] = loaded;
+        let (forward, forward_saving, backward) = (taken(forward)?, taken(forward_saving)?, taken(backward)?);
         Ok(GpuArtifact { signature, warning, stream: stream.clone(), forward, forward_saving, backward })
     }
 
@@ -193,21 +202,56 @@ impl GpuArtifact {
     }
 }
 
-/// Machine code of a module for a GPU, from the cache or made; or why there is none.
+/// A module, and what should be known of how it was loaded.
+type Loaded = Result<(LoadedModule, Option<String>), CudaError>;
+
+/// Loads a module: as machine code from the cache or from an assembler, else as PTX.
+///
+/// # Safety
+/// As [`GpuArtifact::load`].
+unsafe fn load(
+    stream: &Stream,
+    module: &GpuModule,
+    signature: &Signature,
+    assembler: Option<&Assembler>,
+    cache: &Cache,
+) -> Loaded {
+    let device = stream.device();
+    let (cubin, warning) = match assembled(device, module, signature, assembler, cache) {
+        Ok(cubin) => (cubin, None),
+        Err(why) => (None, Some(why)),
+    };
+    // SAFETY: promised by the caller.
+    let loaded = unsafe { LoadedModule::load(device, module, cubin.as_deref()) }?;
+    Ok((loaded, warning))
+}
+
+/// Machine code of a module for a GPU, from the cache or made. None leaves it to the driver when it loads the module:
+/// where there is no assembler, and nowhere to keep what the driver's own would make.
 fn assembled(
     device: &CudaDevice,
     module: &GpuModule,
     signature: &Signature,
-    assembler: &Assembler,
+    assembler: Option<&Assembler>,
     cache: &Cache,
-) -> Result<Vec<u8>, String> {
+) -> Result<Option<Vec<u8>>, String> {
     let arch = device.assembled_for(&module.arch);
-    let key = Key::of(format!("cubin {arch} {}\n{}", assembler.version(), module.ptx).as_bytes());
+    let by = match (assembler, cache.directory()) {
+        (Some(assembler), _) => assembler.version().to_string(),
+        (None, Some(_)) => format!("driver {:?}", device.facts().driver),
+        (None, None) => return Ok(None),
+    };
+    let key = Key::of(format!("cubin {arch} {by}\n{}", module.ptx).as_bytes());
     if let Lookup::Hit(entry) = cache.get(key) {
-        return Ok(entry.object);
+        return Ok(Some(entry.object));
     }
-    let made = assembler.assemble(&module.ptx, &arch).map_err(|error| error.to_string())?;
-    // A cache that does not keep is told of where the code itself is kept; here it only costs time.
-    let _ = cache.put(key, &Entry { signature: signature.clone(), object: made.cubin.clone() });
-    Ok(made.cubin)
+    let made = match assembler {
+        Some(assembler) => Some(assembler.assemble(&module.ptx, &arch).map_err(|error| error.to_string())?.cubin),
+        None => assembled_by_driver(device, &module.ptx),
+    };
+    if let Some(object) = &made {
+        // A cache that does not keep is told of where the code itself is kept; here it only costs time.
+        let _ = cache.put(key, &Entry { signature: signature.clone(), object: object.clone() });
+    }
+    Ok(made)
 }

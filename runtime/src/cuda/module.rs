@@ -360,6 +360,33 @@ fn load_image(image: Vec<u8>, name: &str) -> Result<sys::CUmodule, CudaError> {
     }
 }
 
+/// Machine code that the driver's own assembler makes of PTX for a GPU; none where it does not want to.
+pub(super) fn assembled_by_driver(device: &CudaDevice, ptx: &str) -> Option<Vec<u8>> {
+    device.bind().ok()?;
+    let mut state = std::ptr::null_mut();
+    // SAFETY: no options; the driver writes one handle, given back below.
+    let made = unsafe { sys::cuLinkCreate_v2(0, std::ptr::null_mut(), std::ptr::null_mut(), &mut state) };
+    if made != CUresult::CUDA_SUCCESS {
+        return None;
+    }
+    let mut text = format!("{ptx}\0").into_bytes();
+    let (mut code, mut length) = (std::ptr::null_mut(), 0);
+    // SAFETY: the text ends in 0 and is alive for both calls; there are no options.
+    let complete = unsafe {
+        let kind = sys::CUjitInputType::CU_JIT_INPUT_PTX;
+        let (data, name, none) = (text.as_mut_ptr().cast(), c"kernels".as_ptr(), std::ptr::null_mut());
+        sys::cuLinkAddData_v2(state, kind, data, text.len(), name, 0, none, std::ptr::null_mut())
+            == CUresult::CUDA_SUCCESS
+            && sys::cuLinkComplete(state, &mut code, &mut length) == CUresult::CUDA_SUCCESS
+    };
+    // SAFETY: the code is that long, and the driver's until the handle is given back.
+    let code = (complete && !code.is_null()).then(|| unsafe { std::slice::from_raw_parts(code.cast::<u8>(), length) });
+    let code = code.map(<[u8]>::to_vec);
+    // SAFETY: made above, given back once.
+    let _ = unsafe { sys::cuLinkDestroy(state) };
+    code
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
