@@ -10,6 +10,7 @@ pub mod lower;
 pub mod pass;
 pub mod pipeline;
 pub mod reference;
+pub mod schedule;
 #[cfg(feature = "llvm")]
 pub mod target;
 pub mod tensor;

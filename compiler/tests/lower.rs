@@ -4,6 +4,8 @@
 mod mechanisms;
 #[path = "lower/random.rs"]
 mod random;
+#[path = "lower/stages.rs"]
+mod stages;
 
 use chunkwise_abi::{Access, Role, chunk_slot};
 use chunkwise_compiler::graph::interp::{self, Extent};

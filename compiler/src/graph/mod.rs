@@ -7,5 +7,6 @@ mod parse;
 pub mod passes;
 pub mod scalar;
 pub mod shape;
+pub mod split;
 pub mod text;
 pub mod verify;

@@ -1,7 +1,7 @@
 //! Every mechanism in every form, forward and backward.
 
 use super::{Draw, compare};
-use chunkwise_compiler::compile::{Request, derive};
+use chunkwise_compiler::compile::{Derived, Request, derive};
 use chunkwise_compiler::derive::form::{Form, Inside};
 use chunkwise_compiler::error::CompileError;
 use chunkwise_compiler::graph::interp::Extent;
@@ -39,11 +39,18 @@ fn bundle(instance: &Instance, [batch, tokens, heads]: [usize; 3], draw: &mut Dr
     bundle
 }
 
-fn every_mechanism(form: Form, chunk: Option<usize>, shape: [usize; 3], only: &str) {
+/// Every mechanism that has a form, derived, with what its graphs read.
+pub fn derived(
+    form: Form,
+    chunk: Option<usize>,
+    shape: [usize; 3],
+    only: &str,
+    seed: u64,
+) -> Vec<(String, Derived, Bundle)> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/mechanisms");
     let mut files: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     files.sort();
-    let mut ran = 0;
+    let mut found = Vec::new();
     for file in files {
         let what = file.file_stem().unwrap().to_string_lossy().into_owned();
         if !what.contains(only) {
@@ -65,17 +72,22 @@ fn every_mechanism(form: Form, chunk: Option<usize>, shape: [usize; 3], only: &s
                 }
                 Err(error) => panic!("{what}: {error}"),
             };
-            let mut given = bundle(&instance, shape, &mut Draw(7));
-            let extent = Extent { batch: shape[0], length: shape[1], heads: shape[2], offsets: None };
-            let what = format!("{what}, {}, chunk {chunk:?}, T {}", form.name(), shape[1]);
-            compare(&format!("{what}, forward"), &derived.forward, &given, &extent);
-            let saving = derived.forward_saving.expect("asked for");
-            given.extend(compare(&format!("{what}, saving"), &saving, &given, &extent));
-            compare(&format!("{what}, backward"), &derived.backward.expect("asked for"), &given, &extent);
-            ran += 1;
+            let given = bundle(&instance, shape, &mut Draw(seed));
+            found.push((format!("{what}, {}, chunk {chunk:?}, T {}", form.name(), shape[1]), derived, given));
         }
     }
-    assert!(ran > 0);
+    assert!(!found.is_empty());
+    found
+}
+
+fn every_mechanism(form: Form, chunk: Option<usize>, shape: [usize; 3], only: &str) {
+    let extent = Extent { batch: shape[0], length: shape[1], heads: shape[2], offsets: None };
+    for (what, derived, mut given) in derived(form, chunk, shape, only, 7) {
+        compare(&format!("{what}, forward"), &derived.forward, &given, &extent);
+        let saving = derived.forward_saving.expect("asked for");
+        given.extend(compare(&format!("{what}, saving"), &saving, &given, &extent));
+        compare(&format!("{what}, backward"), &derived.backward.expect("asked for"), &given, &extent);
+    }
 }
 
 #[test]

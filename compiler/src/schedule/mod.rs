@@ -1,0 +1,177 @@
+//! How a recurrence is laid out on a GPU: plain values that print and parse.
+//!
+//! Comes in: a person's words, or sizes ([`cost`]). Goes out: a [`Schedule`], which [`crate::graph::split`] and the
+//! lowering obey. Never looks at data, and never at which mechanism it schedules.
+//!
+//! # Text form
+//! ```text
+//! schedule = stages ("," setting)*
+//! stages   = "fused" | "prepare + pass" | "pass + outputs" | "prepare + pass + outputs"
+//! setting  = "chunk" integer | "threads" integer | "states" ("f32" | "bf16" | "f16")
+//! ```
+//! as in `prepare + pass + outputs, chunk 64, threads 256, states bf16`. What is not said is left to the compiler.
+
+pub mod cost;
+
+use crate::compile::CHUNKS;
+use chunkwise_abi::DType;
+use std::fmt;
+use std::str::FromStr;
+
+/// Threads a block may have.
+pub const THREADS: std::ops::RangeInclusive<usize> = 32..=1024;
+
+/// How a recurrence is laid out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Schedule {
+    /// Which kernels a direction becomes.
+    pub stages: Stages,
+    /// Tokens a chunk; none leaves it to the compiler.
+    pub chunk: Option<usize>,
+    /// Threads a block; none leaves it to the compiler.
+    pub threads: Option<usize>,
+    /// Type of the states that one kernel hands to a later one. A state inside a kernel is float32 whatever this says,
+    /// and so is everything else that is handed on.
+    pub states: DType,
+}
+
+impl Schedule {
+    /// These stages, and everything else as usual.
+    pub fn of(stages: Stages) -> Schedule {
+        Schedule { stages, chunk: None, threads: None, states: DType::F32 }
+    }
+}
+
+/// Which kernels a direction becomes, in order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Stages {
+    /// One: chunks in order, states in it.
+    Fused,
+    /// What needs no state, all chunks at once; then the rest, chunks in order.
+    PreparePass,
+    /// The states, chunks in order; then everything else, all chunks at once.
+    PassOutputs,
+    /// All three.
+    PreparePassOutputs,
+}
+
+impl Stages {
+    /// Every one, from the fewest kernels to the most.
+    pub const ALL: [Stages; 4] = [Stages::Fused, Stages::PreparePass, Stages::PassOutputs, Stages::PreparePassOutputs];
+
+    /// As printed.
+    pub fn name(self) -> &'static str {
+        match self {
+            Stages::Fused => "fused",
+            Stages::PreparePass => "prepare + pass",
+            Stages::PassOutputs => "pass + outputs",
+            Stages::PreparePassOutputs => "prepare + pass + outputs",
+        }
+    }
+
+    /// Whether a kernel prepares what needs no state.
+    pub fn prepares(self) -> bool {
+        match self {
+            Stages::PreparePass | Stages::PreparePassOutputs => true,
+            Stages::Fused | Stages::PassOutputs => false,
+        }
+    }
+
+    /// Whether a kernel of its own computes what no state needs.
+    pub fn has_outputs(self) -> bool {
+        match self {
+            Stages::PassOutputs | Stages::PreparePassOutputs => true,
+            Stages::Fused | Stages::PreparePass => false,
+        }
+    }
+}
+
+impl fmt::Display for Stages {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl fmt::Display for Schedule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.stages)?;
+        if let Some(chunk) = self.chunk {
+            write!(f, ", chunk {chunk}")?;
+        }
+        if let Some(threads) = self.threads {
+            write!(f, ", threads {threads}")?;
+        }
+        match self.states {
+            DType::F32 => Ok(()),
+            states @ (DType::BF16 | DType::F16) => write!(f, ", states {}", states.name()),
+        }
+    }
+}
+
+/// Why a text is no schedule, and what to write instead.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ScheduleError(pub String);
+
+impl fmt::Display for ScheduleError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for ScheduleError {}
+
+impl FromStr for Schedule {
+    type Err = ScheduleError;
+
+    fn from_str(text: &str) -> Result<Schedule, ScheduleError> {
+        let mut parts = text.split(',').map(str::trim);
+        let stages = parts.next().unwrap_or_default();
+        let words: Vec<&str> = stages.split('+').map(str::trim).collect();
+        let same = |stages: &&Stages| stages.name().split(" + ").eq(words.iter().copied());
+        let Some(&stages) = Stages::ALL.iter().find(same) else {
+            let all = Stages::ALL.map(|stages| format!("`{stages}`")).join(", ");
+            return Err(ScheduleError(format!("`{stages}` names no kernels; write one of {all}")));
+        };
+        let mut schedule = Schedule::of(stages);
+        let mut said = Vec::new();
+        for part in parts {
+            let (name, value) = part.split_once(char::is_whitespace).unwrap_or((part, ""));
+            let value = value.trim();
+            if said.contains(&name) {
+                return Err(ScheduleError(format!("`{name}` is said twice; say it once")));
+            }
+            said.push(name);
+            match name {
+                "chunk" => schedule.chunk = Some(number(name, value, &CHUNKS)?),
+                "threads" => {
+                    let threads = number(name, value, &THREADS)?;
+                    if !threads.is_multiple_of(32) {
+                        return Err(ScheduleError(format!("`threads {value}` is not a multiple of 32")));
+                    }
+                    schedule.threads = Some(threads);
+                }
+                "states" => {
+                    let types = [DType::F32, DType::BF16, DType::F16];
+                    let found = types.into_iter().find(|dtype| dtype.name() == value);
+                    schedule.states = found.ok_or_else(|| {
+                        ScheduleError(format!("`states {value}` is no type; write `states f32`, `bf16` or `f16`"))
+                    })?;
+                }
+                _ => {
+                    return Err(ScheduleError(format!(
+                        "`{part}` is no setting; write `chunk 64`, `threads 256` or `states bf16`"
+                    )));
+                }
+            }
+        }
+        Ok(schedule)
+    }
+}
+
+fn number(name: &str, value: &str, range: &std::ops::RangeInclusive<usize>) -> Result<usize, ScheduleError> {
+    let found = value.parse().ok().filter(|number| range.contains(number));
+    found.ok_or_else(|| {
+        let (lo, hi) = (range.start(), range.end());
+        ScheduleError(format!("`{name} {value}`: write a whole number from {lo} to {hi}, as in `{name} 64`"))
+    })
+}

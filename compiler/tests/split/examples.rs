@@ -1,0 +1,94 @@
+//! Every example, forward and backward, under every schedule: as the whole graph to the last bit, and as the reference.
+
+use super::{compare, graphs};
+use crate::draw::{Case, Regime};
+use chunkwise_compiler::compile::{Request, derive};
+use chunkwise_compiler::derive::form::{Form, Inside};
+use chunkwise_compiler::graph::interp::Extent;
+use chunkwise_compiler::graph::ir::Graph;
+use chunkwise_compiler::reference;
+use chunkwise_compiler::tensor::Bundle;
+use chunkwise_dsl::instance::Instance;
+use chunkwise_dsl::program::Program;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+pub fn examples() -> Vec<(String, Program)> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/mechanisms");
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let source = std::fs::read_to_string(&path).unwrap();
+        let compiled = chunkwise_dsl::compile(&source).expect("an example is right");
+        let name = path.file_stem().unwrap().to_string_lossy().into_owned();
+        found.extend(compiled.programs.into_iter().map(|program| (name.clone(), program)));
+    }
+    found.sort_by(|a, b| a.0.cmp(&b.0));
+    found
+}
+
+/// Runs forward, saving forward and backward in stages; everything against the whole graphs and the reference.
+pub fn check(program: &Program, case: &Case, chunk: usize, tolerance: f64) -> Result<bool, String> {
+    let instance = Instance::new(program, &case.sizes, &BTreeMap::new()).map_err(|errors| format!("{errors:?}"))?;
+    let request = Request {
+        form: Form::Chunkwise,
+        chunk: Some(chunk),
+        max_length: case.tokens,
+        backward: true,
+        inside: Inside::default(),
+    };
+    let Ok(derived) = derive(&instance, &request) else { return Ok(false) };
+    let given = case.bundle(program);
+    let expected = reference::run_backward(&instance, &given).map_err(|error| error.to_string())?;
+    if expected.values().flat_map(|tensor| &tensor.data).any(|x| x.is_nan() || x.abs() >= 1e8) {
+        return Ok(false);
+    }
+    let extent = Extent { batch: case.batch, length: case.tokens, heads: case.heads, offsets: None };
+    let found = run_all(&graphs(&derived), &given, &extent)?;
+    for (name, expected) in &expected {
+        let value = found.get(name).ok_or_else(|| format!("no {name}"))?;
+        let error = value.relative_error(expected, 1e-3 * (expected.data.len() as f64).sqrt());
+        if error.is_nan() || error > tolerance {
+            return Err(format!("{name} is off the reference by {error:e}"));
+        }
+    }
+    Ok(true)
+}
+
+/// Forward, forward that saves, backward, each compared under every schedule.
+fn run_all(graphs: &[Graph], given: &Bundle, extent: &Extent) -> Result<Bundle, String> {
+    let mut given = given.clone();
+    let mut all = Bundle::new();
+    for graph in graphs {
+        let results = compare(graph, &given, extent)?;
+        for (name, tensor) in results {
+            if name.starts_with("saved.") {
+                given.insert(name, tensor);
+            } else {
+                all.insert(name, tensor);
+            }
+        }
+    }
+    Ok(all)
+}
+
+#[test]
+fn stages_of_every_example() {
+    let examples = examples();
+    assert!(examples.len() >= 16);
+    for (at, (name, program)) in examples.iter().enumerate() {
+        let mut case = Case::draw(at as u64, program);
+        case.batch = 2;
+        case.heads = 2;
+        case.full = true;
+        (case.regime, case.mixed) = (Regime::Usual, false);
+        // Sizes that differ, so that one axis cannot pass for another.
+        case.sizes = program.axes.iter().enumerate().map(|(at, axis)| (axis.name.clone(), 2 + at)).collect();
+        for (chunk, tokens) in [(5, 17), (20, 45), (32, 64), (16, 1), (16, 0)] {
+            case.tokens = tokens;
+            let ran = check(program, &case, chunk, 1e-9)
+                .unwrap_or_else(|error| panic!("{name}, chunk {chunk}, T {tokens}: {error}"));
+            assert!(ran, "{name} has a chunk form and tame numbers");
+        }
+    }
+}

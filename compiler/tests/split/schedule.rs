@@ -1,0 +1,92 @@
+//! Schedules as text, and the choice between them.
+
+use super::examples::examples;
+use super::graphs;
+use chunkwise_abi::DType;
+use chunkwise_compiler::compile::{Request, derive};
+use chunkwise_compiler::derive::form::{Form, Inside};
+use chunkwise_compiler::graph::ir::Graph;
+use chunkwise_compiler::schedule::cost::{Gpu, Load, choose, estimates};
+use chunkwise_compiler::schedule::{Schedule, Stages};
+use chunkwise_dsl::instance::Instance;
+use std::collections::BTreeMap;
+
+#[test]
+fn schedules_print_and_parse() {
+    for stages in Stages::ALL {
+        for chunk in [None, Some(1), Some(64)] {
+            for threads in [None, Some(32), Some(1024)] {
+                for states in [DType::F32, DType::BF16, DType::F16] {
+                    let schedule = Schedule { stages, chunk, threads, states };
+                    assert_eq!(schedule.to_string().parse(), Ok(schedule), "{schedule}");
+                }
+            }
+        }
+    }
+    let loose = " prepare+pass  +outputs ,states bf16, chunk   32";
+    let schedule = Schedule { chunk: Some(32), states: DType::BF16, ..Schedule::of(Stages::PreparePassOutputs) };
+    assert_eq!(loose.parse(), Ok(schedule));
+    assert_eq!(schedule.to_string(), "prepare + pass + outputs, chunk 32, states bf16");
+}
+
+#[test]
+fn what_is_no_schedule_is_refused_with_what_to_write() {
+    for (text, word) in [
+        ("", "`fused`"),
+        ("fuse", "`fused`"),
+        ("outputs + pass", "`pass + outputs`"),
+        ("pass", "`prepare + pass`"),
+        ("fused, chunk", "chunk 64"),
+        ("fused, chunk 0", "from 1 to"),
+        ("fused, chunk 1000", "256"),
+        ("fused, threads 100", "multiple of 32"),
+        ("fused, threads 2048", "1024"),
+        ("fused, threads 64, threads 64", "twice"),
+        ("fused, states f64", "bf16"),
+        ("fused, warps 4", "threads 256"),
+    ] {
+        let error = text.parse::<Schedule>().expect_err(text).to_string();
+        assert!(error.contains(word), "{text}: {error}");
+    }
+}
+
+fn graph(name: &str, direction: usize) -> Graph {
+    let (_, program) = examples().into_iter().find(|(example, _)| example == name).expect("an example");
+    let sizes: BTreeMap<String, usize> = program.axes.iter().map(|axis| (axis.name.clone(), 128)).collect();
+    let instance = Instance::new(&program, &sizes, &BTreeMap::new()).expect("sizes fit");
+    let request =
+        Request { form: Form::Chunkwise, chunk: Some(64), max_length: 64, backward: true, inside: Inside::default() };
+    graphs(&derive(&instance, &request).expect("it has a chunk form")).remove(direction)
+}
+
+#[test]
+fn few_heads_are_not_left_to_one_kernel() {
+    for name in ["gated_delta_rule", "kda", "linear_attention", "gla"] {
+        for direction in 0..3 {
+            let graph = graph(name, direction);
+            let few = choose(&graph, &Gpu::H200, &Load::FEW).unwrap();
+            assert_ne!(few.stages, Stages::Fused, "{name} {}", graph.name);
+            for (load, text) in [(Load::MANY, "many"), (Load::SOME, "some"), (Load::FEW, "few")] {
+                for estimate in estimates(&graph, &Gpu::H200, &load).unwrap() {
+                    println!(
+                        "{} {text}: {} {:.2e} s {:?}",
+                        graph.name, estimate.stages, estimate.seconds, estimate.kernels
+                    );
+                    assert!(estimate.seconds.is_finite() && estimate.seconds > 0.0);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_batch_does_not_choose_where_it_must_not() {
+    let graph = graph("gated_delta_rule", 0);
+    let choice =
+        |sequences, tokens, invariant| choose(&graph, &Gpu::H200, &Load::of(sequences, 8, tokens, invariant)).unwrap();
+    let alone = choice(1, 100, true);
+    for (sequences, tokens) in [(1, 1 << 17), (64, 4096), (1000, 17)] {
+        assert_eq!(choice(sequences, tokens, true), alone);
+    }
+    assert_ne!(Load::of(1, 8, 100, false), Load::of(64, 8, 100, false));
+}

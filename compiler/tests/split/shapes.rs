@@ -1,0 +1,162 @@
+//! What the stages look like: who has carries, what is handed on and how large it is.
+
+use super::{graphs, prices, simplified, stages_of};
+use crate::examples::examples;
+use chunkwise_abi::{Access, DType, Role};
+use chunkwise_compiler::compile::{Request, derive};
+use chunkwise_compiler::derive::form::{Form, Inside};
+use chunkwise_compiler::graph::ir::{Graph, Op};
+use chunkwise_compiler::graph::split::price::Prices;
+use chunkwise_compiler::graph::split::{Stage, split, temporaries};
+use chunkwise_compiler::graph::text::parse;
+use chunkwise_compiler::schedule::{Schedule, Stages};
+use chunkwise_dsl::instance::Instance;
+use std::collections::BTreeMap;
+
+fn of(name: &str) -> Vec<Graph> {
+    let (_, program) = examples().into_iter().find(|(example, _)| example == name).expect("an example");
+    let sizes: BTreeMap<String, usize> = program.axes.iter().map(|axis| (axis.name.clone(), 128)).collect();
+    let instance = Instance::new(&program, &sizes, &BTreeMap::new()).expect("sizes fit");
+    let request =
+        Request { form: Form::Chunkwise, chunk: Some(64), max_length: 64, backward: true, inside: Inside::default() };
+    graphs(&derive(&instance, &request).expect("it has a chunk form"))
+}
+
+fn names(stages: &[Stage]) -> Vec<&'static str> {
+    stages.iter().map(|stage| stage.name).collect()
+}
+
+fn has_solve(stage: &Stage) -> bool {
+    stage.graph.nodes.iter().any(|node| matches!(node.op, Op::Solve(_)))
+}
+
+#[test]
+fn only_the_pass_waits() {
+    for name in ["gated_delta_rule", "kda", "mamba2", "mlstm", "rwkv6"] {
+        for graph in of(name) {
+            for stages in Stages::ALL {
+                for stage in stages_of(&graph, stages, &Prices::default()).unwrap() {
+                    let waits = matches!(stage.name, "fused" | "pass" | "sums");
+                    assert_eq!(!stage.graph.carries.is_empty(), waits, "{}", stage.graph.name);
+                    println!("{}", stage.graph.name);
+                    for handed in &stage.writes {
+                        let (bytes, axes) = (handed.bytes_per_token(), handed.axes.join(", "));
+                        println!("    writes {} [{axes}], {bytes} bytes a token", handed.name);
+                    }
+                    let reads: Vec<&str> = stage.reads.iter().map(|handed| handed.name.as_str()).collect();
+                    println!("    reads {}", reads.join(", "));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_states_of_linear_attention_and_nothing_else() {
+    let [forward, saving, backward] = <[Graph; 3]>::try_from(of("linear_attention")).unwrap();
+    let states = |graph: &Graph, dtype| {
+        let schedule = Schedule { states: dtype, ..Schedule::of(Stages::PassOutputs) };
+        let stages = split(graph, &schedule).unwrap();
+        assert_eq!(names(&stages), ["pass", "outputs"]);
+        stages
+    };
+    for (graph, name) in [(&forward, "handed.S"), (&backward, "handed.adj.S")] {
+        let stages = states(graph, DType::F32);
+        let [handed] = <[_; 1]>::try_from(temporaries(&stages)).unwrap();
+        assert_eq!((handed.name.as_str(), handed.inner.as_slice()), (name, &[128, 128][..]));
+        assert_eq!(handed.bytes_per_token(), 1024.0);
+        let argument = handed.argument(Access::Read);
+        assert_eq!((argument.role, argument.dtype), (Role::Chunk(64), DType::F32));
+        let [halved] = <[_; 1]>::try_from(temporaries(&states(graph, DType::BF16))).unwrap();
+        assert_eq!(halved.bytes_per_token(), 512.0);
+    }
+    // What a backward reads anyway is not kept twice, and stays what its reader expects.
+    let stages = states(&saving, DType::BF16);
+    assert_eq!(temporaries(&stages), []);
+    assert_eq!((stages[0].writes[0].name.as_str(), stages[0].writes[0].dtype), ("saved.S", DType::F32));
+    assert_eq!(stages[0].writes, stages[1].reads);
+}
+
+#[test]
+fn sums_over_the_sequence_come_last() {
+    // The backward of a parameter: its gradient is a sum that no step reads.
+    let [_, _, backward] = <[Graph; 3]>::try_from(of("retention")).unwrap();
+    let accumulators: Vec<&str> =
+        backward.carries.iter().filter(|carry| carry.init.is_none()).map(|carry| carry.name.as_str()).collect();
+    assert!(!accumulators.is_empty());
+    for stages in [Stages::PassOutputs, Stages::PreparePassOutputs] {
+        let parts = stages_of(&backward, stages, &Prices::default()).unwrap();
+        let sums = parts.last().unwrap();
+        assert_eq!(sums.name, "sums");
+        let carries: Vec<&str> = sums.graph.carries.iter().map(|carry| carry.name.as_str()).collect();
+        assert_eq!(carries, accumulators);
+        assert!(sums.graph.reverse, "they are added in the order of the whole graph");
+        let pass = parts.iter().find(|stage| stage.name == "pass").unwrap();
+        assert!(pass.graph.carries.iter().all(|carry| carry.init.is_some()));
+    }
+}
+
+#[test]
+fn a_sum_that_is_read_on_the_way_is_a_state() {
+    let text = |output: &str, init: &str| {
+        format!(
+            "graph g {{ dim t : row 4 step tokens=4 time=t %0 = token x : [t] %1 = carry a : [] %2 = sum %0 over t : [] \
+             %3 = add %1 %2 : [] %4 = mul %0 {output} : [t] %5 = carry b : [] %6 = mul %5 %2 : [] \
+             %7 = mul %0 %5 : [t] \
+             carry a = %1 -> %3 {init} final=last.a carry b = %5 -> %6 init=init.b final=final.b \
+             output out.o = %4 output out.p = %7 }}"
+        )
+    };
+    let split = |text: &str| {
+        let graph = simplified(&parse(text).unwrap());
+        names(&stages_of(&graph, Stages::PassOutputs, &Prices::default()).unwrap())
+    };
+    assert_eq!(split(&text("%2", "")), ["pass", "outputs", "sums"]);
+    assert_eq!(split(&text("%1", "")), ["pass", "outputs"]);
+    assert_eq!(split(&text("%3", "")), ["pass", "outputs"]);
+    assert_eq!(split(&text("%2", "init=init.a")), ["pass", "outputs"]);
+}
+
+#[test]
+fn what_has_no_carries_stays_whole() {
+    let text = "graph g { dim t : row 4 step tokens=4 time=t %0 = token x : [t] %1 = exp %0 : [t] output out.o = %1 }";
+    let graph = parse(text).unwrap();
+    for stages in Stages::ALL {
+        for prices in prices() {
+            let parts = stages_of(&graph, stages, &prices).unwrap();
+            assert_eq!(names(&parts), ["fused"]);
+            assert_eq!(parts[0].graph, graph);
+        }
+    }
+}
+
+#[test]
+fn a_solve_without_a_state_is_prepared() {
+    // The inverse of I − L, applied to what depends on the state by a product.
+    let text = "graph g {
+        dim K : axis 0 64 dim V : axis 1 64 dim t : row 64 dim s : col 64 dim u : axis 2 64 dim e : slot 1
+        step tokens=64 time=t
+        %0 = token k : [t, K]  %1 = token v : [t, V]  %2 = carry S : [K, V]
+        %3 = rename %0 t -> s : [s, K]  %4 = contract %0 %3 over K : [t, s]
+        %5 = const 1.0 : []  %6 = broadcast %5 : [t]  %7 = diagonal %6 t s : [t, s]  %8 = rename %7 s -> u : [t, u]
+        %9 = solve e t s lower (%4) rhs (%8) scale (_) reads (0) writes (0) gates () from 0 to 0 : [e, t, u]
+        %10 = index %9 e at 0 : [t, u]  %11 = contract %0 %2 over K : [t, V]  %12 = sub %1 %11 : [t, V]
+        %13 = rename %12 t -> u : [V, u]  %14 = contract %10 %13 over u : [t, V]
+        %15 = contract %0 %14 over t : [K, V]  %16 = add %2 %15 : [K, V]
+        carry S = %2 -> %16 init=init.S final=final.S
+        output out.o = %14
+    }";
+    let graph = simplified(&parse(text).unwrap());
+    for (stages, expected) in [
+        (Stages::PreparePass, &["prepare", "pass"][..]),
+        (Stages::PassOutputs, &["pass", "outputs"]),
+        (Stages::PreparePassOutputs, &["prepare", "pass", "outputs"]),
+    ] {
+        let parts = stages_of(&graph, stages, &Prices::default()).unwrap();
+        assert_eq!(names(&parts), expected);
+        for part in &parts {
+            let first = part.name == expected[0];
+            assert_eq!(has_solve(part), first, "{stages}: only the first kernel solves, {}", part.name);
+        }
+    }
+}
