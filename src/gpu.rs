@@ -2,6 +2,8 @@
 //! an artifact that runs. Tensors go in and come out in float64, converted here. It never takes the processor for a GPU
 //! that is not there.
 
+use std::time::Instant;
+
 use chunkwise_abi::DType;
 use chunkwise_abi::gpu::GpuRecurrence;
 use chunkwise_compiler::artifact::{self, Parts};
@@ -76,6 +78,10 @@ pub struct OnGpu {
     pub cached: bool,
     /// What the user should know of how it was made.
     pub warning: Option<String>,
+    /// Seconds from the program to PTX; none where it was found.
+    pub compile_time: Option<f64>,
+    /// Seconds from PTX to code that can be launched.
+    pub load_time: f64,
 }
 
 /// Finds or makes the code.
@@ -93,23 +99,29 @@ pub fn prepare(
         // SAFETY: compiled for these signatures, here or by the process that stored both under one checksum.
         unsafe { GpuArtifact::load(&gpu.stream, recurrence, gpu.assembler.as_ref(), &cache) }
     };
+    let started = Instant::now();
     if let Lookup::Hit(entry) = cache.get(key)
         && let Ok(recurrence) = serde_json::from_slice::<GpuRecurrence>(&entry.object)
         // An entry with a true checksum that still does not load is no better than a damaged one: it is made anew.
         && let Ok(mut artifact) = load(&recurrence)
     {
         let warning = artifact.warning.take();
-        return Ok(OnGpu { artifact, cached: true, warning });
+        let load_time = started.elapsed().as_secs_f64();
+        return Ok(OnGpu { artifact, cached: true, warning, compile_time: None, load_time });
     }
+    let started = Instant::now();
     let made = make(instance, request, parts, dtype, gpu.family)?;
+    let compile_time = Some(started.elapsed().as_secs_f64());
+    let started = Instant::now();
     let mut artifact = load(&made).map_err(failure)?;
+    let load_time = started.elapsed().as_secs_f64();
     let object = serde_json::to_vec(&made)
         .map_err(|error| Failure::Ours(format!("the compiled code cannot be written down: {error}")))?;
     if let Err(problem) = cache.put(key, &Entry { signature: made.signature, object }) {
         warning = Some(problem);
     }
     let warning = artifact.warning.take().or(warning.map(|warning| warning.to_string()));
-    Ok(OnGpu { artifact, cached: false, warning })
+    Ok(OnGpu { artifact, cached: false, warning, compile_time, load_time })
 }
 
 /// Compiles: the one place where code for GPUs is made to be run.

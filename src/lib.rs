@@ -4,6 +4,8 @@
 //! language ([`chunkwise_dsl`]), the compiler ([`chunkwise_compiler`]) and the runtime ([`chunkwise_runtime`])
 //! together, and it alone reads, writes and draws. It never computes anything that a library could.
 
+#[cfg(feature = "llvm")]
+pub mod bench_gpu;
 pub mod binding;
 #[cfg(feature = "llvm")]
 pub mod c_gpu;

@@ -1,5 +1,5 @@
-//! Text on standard output: lines, tables, JSON. In: what to say; out: nothing. It never fails a command because
-//! whoever reads has heard enough.
+//! Text on standard output and standard error: lines, tables, JSON. In: what to say; out: nothing. It never fails a
+//! command because whoever reads has heard enough.
 
 use std::io::Write;
 
@@ -12,6 +12,11 @@ pub fn say(text: impl std::fmt::Display) {
     if writeln!(std::io::stdout().lock(), "{text}").is_err() {
         std::process::exit(0);
     }
+}
+
+/// Prints a line on standard error. That nobody reads it changes nothing about what is done.
+pub fn complain(text: impl std::fmt::Display) {
+    let _ = writeln!(std::io::stderr().lock(), "{text}");
 }
 
 /// Prints a value as JSON, indented.

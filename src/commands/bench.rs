@@ -24,38 +24,38 @@ pub struct Arguments {
     file: PathBuf,
     /// Sequences
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=65536))]
-    pub(super) batch: u32,
+    batch: u32,
     /// Tokens a sequence
     #[arg(long, default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..=16_777_216))]
-    pub(super) length: u32,
+    length: u32,
     /// Heads
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=65536))]
-    pub(super) heads: u32,
+    heads: u32,
     /// Which form
     #[arg(long, value_enum, default_value_t = FormChoice::Chunkwise)]
-    pub(super) form: FormChoice,
+    form: FormChoice,
     /// Tokens a chunk, 16 to 256
     #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u16).range(16..=256))]
     chunk: Option<u16>,
     /// Type of the tensors of a token
     #[arg(long, value_enum, default_value_t = Precision::F32)]
-    pub(super) dtype: Precision,
+    dtype: Precision,
     /// Worker threads [default: one a core]
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
     /// Seconds to measure each direction for
     #[arg(long, default_value_t = 1.0, value_parser = seconds)]
-    pub(super) seconds: f64,
+    seconds: f64,
     /// How a decay inside a sum is computed within a block of 16 rows
     #[arg(long, value_enum, default_value_t = InsideChoice::Anchored)]
     inside: InsideChoice,
     #[command(flatten)]
     place: Where,
     #[command(flatten)]
-    pub(super) which: Which,
+    which: Which,
     /// Print the figures as JSON
     #[arg(long)]
-    pub(super) json: bool,
+    json: bool,
 }
 
 fn seconds(text: &str) -> Result<f64, String> {
@@ -87,6 +87,7 @@ mod measuring {
     use serde_json::json;
 
     use super::Arguments;
+    use crate::bench_gpu::{self, Wanted};
     use crate::engine::{Engine, Place, Plan, request};
     use crate::failure::Failure;
     use crate::source::Checked;
@@ -128,7 +129,15 @@ mod measuring {
         };
         let (batch, length, heads) = (arguments.batch as usize, arguments.length as usize, arguments.heads as usize);
         if let Place::Gpu(gpu) = place {
-            return super::super::bench_gpu::run(arguments, &gpu, &instance, &plan);
+            let wanted = Wanted {
+                batch,
+                length,
+                heads,
+                seconds: arguments.seconds,
+                sizes: &arguments.which.sizes,
+                json: arguments.json,
+            };
+            return bench_gpu::run(&wanted, &gpu, &instance, &plan);
         }
         refuse_too_large(&instance, batch, length, heads)?;
         let started = Instant::now();

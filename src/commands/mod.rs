@@ -3,8 +3,6 @@
 use crate::failure::Failure;
 
 pub mod bench;
-#[cfg(feature = "llvm")]
-mod bench_gpu;
 pub mod build;
 pub mod check;
 pub mod doctor;

@@ -10,7 +10,7 @@ use crate::failure::Failure;
 use crate::options::{Device, Where, Which};
 use crate::report;
 use crate::source::Checked;
-use crate::verify::case::Case;
+use crate::verify::case::{Case, Regime};
 use crate::verify::measure::Check;
 use crate::verify::{self, Failed, Options, Report, Row};
 
@@ -20,12 +20,14 @@ use crate::verify::{self, Failed, Options, Report, Row};
 A case has random sizes, and data inside the declared ranges: gates weak, strong, saturated, at their bounds, exact
 zeros. Relative errors are ‖x − ref‖ / max(‖ref‖, 1e-3·√elements). Where a case magnifies rounding, so that moving each
 input by half a unit in its last place changes a result, that result may differ by 64 times that change beyond its
-budget; the column `magnified` counts these.
+budget; the column `magnified` counts these. On a GPU, narrow types are also held against what rounding of inputs and
+results alone costs: such a row counts multiples of that.
 
 Examples:
   chunkwise verify delta.cw
   chunkwise verify delta.cw --cases 200 --seed 7
   chunkwise verify delta.cw --device cuda
+  chunkwise verify delta.cw --device cuda --long 131072 --size K=128,V=128
   chunkwise verify delta.cw --case seed=1,batch=1,tokens=17,heads=1,size.K=4,size.V=3")]
 pub struct Arguments {
     /// The program
@@ -36,6 +38,10 @@ pub struct Arguments {
     /// Decides all cases
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// Sequences of that many tokens instead, each against the recurrent form in float32
+    #[arg(long, value_name = "TOKENS", conflicts_with = "cases",
+        value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
+    long: Option<u32>,
     /// One case, as a failure names it
     #[arg(long, value_name = "CASE", conflicts_with_all = ["cases", "seed"])]
     case: Option<Case>,
@@ -56,7 +62,10 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     // Names of sizes and constants are looked at before the first case, not in the middle of the work.
     arguments.which.instance(program)?;
     let constants = arguments.which.constants()?;
-    let checks = Check::all_at(program, &constants, &place);
+    let checks = match arguments.long {
+        None => Check::all_at(program, &constants, &place),
+        Some(_) => Check::all_long(),
+    };
     let report = match &arguments.case {
         Some(case) => {
             let missing: Vec<&str> = (program.axes.iter().map(|axis| axis.name.as_str()))
@@ -76,7 +85,18 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
                 sizes: arguments.which.sizes()?,
                 place,
             };
-            verify::verify(program, &options, show_progress)
+            match arguments.long {
+                None => verify::verify(program, &options, show_progress),
+                Some(tokens) => {
+                    let of = |regime| {
+                        let mut case = Case::long(program, options.seed, tokens as usize, regime);
+                        case.sizes.extend(options.sizes.clone());
+                        case
+                    };
+                    let cases = [Regime::Usual, Regime::Weak, Regime::Strong].map(of);
+                    verify::verify_cases(program, &options, &cases, show_progress)
+                }
+            }
         }
     };
     if arguments.json {
@@ -131,7 +151,18 @@ fn again(arguments: &Arguments, failed: &Failed) -> String {
         device @ Device::Cuda(_) => format!(" --device {device}"),
     };
     let arch = arguments.place.arch.map_or(String::new(), |arch| format!(" --arch {}", arch.name()));
-    format!("chunkwise verify {}{device}{arch} --case {}", arguments.file.display(), failed.case)
+    let long = match failed.check {
+        Check::LikeRecurrent(..) => format!(" --long {}", failed.case.tokens),
+        Check::Agrees(..)
+        | Check::Causal(_)
+        | Check::BatchInvariant(_)
+        | Check::Repeatable(_)
+        | Check::ChunkInvariant
+        | Check::Splits(_)
+        | Check::Composes
+        | Check::NearRounding(..) => String::new(),
+    };
+    format!("chunkwise verify {}{device}{arch}{long} --case {}", arguments.file.display(), failed.case)
 }
 
 fn why(failed: &Failed) -> String {

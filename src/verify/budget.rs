@@ -47,6 +47,20 @@ pub fn allowed(program: &Program, name: &str, precision: Precision) -> f64 {
     }
 }
 
+/// How many times farther off than rounding of inputs and results alone a narrow type may be: where edits only add, and
+/// where they depend on each other.
+pub const BEYOND_ROUNDING: (f64, f64) = (1.5, 2.8);
+
+/// Half a unit in the last place of the type that tensors are stored in.
+pub fn half_unit(precision: Precision) -> f64 {
+    match precision {
+        Precision::F64 => 2f64.powi(-53),
+        Precision::F32 => 2f64.powi(-24),
+        Precision::Bf16 => 2f64.powi(-9),
+        Precision::F16 => 2f64.powi(-12),
+    }
+}
+
 /// Below this norm a result is judged by its absolute error: a root mean square of 1e-3, where inputs and cotangents
 /// have about 1. Gates that forget at once have gradients so small that they are the difference of larger numbers.
 pub fn floor(tensor: &Tensor) -> f64 {

@@ -120,6 +120,12 @@ impl Case {
         case
     }
 
+    /// A long sequence, of two heads; sizes that are not given are usual ones.
+    pub fn long(program: &Program, seed: u64, tokens: usize, regime: Regime) -> Case {
+        let sizes = crate::options::default_sizes(program);
+        Case { seed, batch: 1, tokens, heads: 2, groups: 1, chunk: 64, init: true, regime, sizes }
+    }
+
     /// Smaller cases, the boldest step first.
     pub fn smaller(&self) -> Vec<Case> {
         let mut cases = Vec::new();

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 use chunkwise_compiler::artifact::Parts;
 use chunkwise_compiler::compile;
 use chunkwise_compiler::derive::form::{Form, Inside};
-use chunkwise_compiler::derive::rules::anchor_inside;
+use chunkwise_compiler::derive::rules::{anchor_inside, ut_transform};
 use chunkwise_compiler::reference;
 use chunkwise_compiler::tensor::Bundle;
 use chunkwise_dsl::instance::Instance;
@@ -70,6 +70,10 @@ pub enum Check {
     Splits(Way),
     /// Summaries of spans, composed, give the final states of one pass, within rounding.
     Composes,
+    /// Not much farther off than rounding inputs and results alone makes it.
+    NearRounding(Way, Precision),
+    /// A form gives what the recurrent one gives in float32: for lengths that the reference is too slow for.
+    LikeRecurrent(Way, Precision),
 }
 
 impl Check {
@@ -104,6 +108,9 @@ impl Check {
                 for precision in [Precision::F32, Precision::Bf16, Precision::F16] {
                     checks.extend(ways.iter().map(|&way| Check::Agrees(way, precision)));
                 }
+                for precision in [Precision::Bf16, Precision::F16] {
+                    checks.extend(ways.iter().map(|&way| Check::NearRounding(way, precision)));
+                }
             }
         }
         checks.extend(each(Check::Causal));
@@ -113,6 +120,12 @@ impl Check {
         checks.extend(each(Check::Splits));
         checks.push(Check::Composes);
         checks
+    }
+
+    /// What can be checked at lengths that the reference is too slow for.
+    pub fn all_long() -> Vec<Check> {
+        let chunkwise = Way::from(FormChoice::Chunkwise);
+        [Precision::F32, Precision::Bf16, Precision::F16].map(|it| Check::LikeRecurrent(chunkwise, it)).to_vec()
     }
 
     /// Words for the table.
@@ -126,6 +139,10 @@ impl Check {
             Check::ChunkInvariant => "chunk size changes nothing".to_owned(),
             Check::Splits(way) => format!("{} two calls = one call", way.name()),
             Check::Composes => "composed span summaries = one call".to_owned(),
+            Check::NearRounding(way, precision) => {
+                format!("{} {} as multiple of rounding alone", way.name(), precision.name())
+            }
+            Check::LikeRecurrent(way, precision) => format!("{} {} = recurrent f32", way.name(), precision.name()),
         }
     }
 }
@@ -187,6 +204,8 @@ impl<'p> Subject<'p> {
             Check::ChunkInvariant => self.chunk_invariant(case),
             Check::Splits(way) => self.splits(way, case),
             Check::Composes => self.composes(case),
+            Check::NearRounding(way, precision) => self.near_rounding(way, precision, case),
+            Check::LikeRecurrent(way, precision) => self.like_recurrent(way, precision, case),
         }
     }
 
@@ -216,20 +235,75 @@ impl<'p> Subject<'p> {
         reference::run_backward(&self.instance(case)?, bundle).map_err(|error| Failure::Ours(error.to_string()))
     }
 
-    fn agrees(&mut self, way: Way, precision: Precision, case: &Case) -> Result<Measured, Failure> {
-        let bundle = draw(self.program, case, precision);
-        // The reference takes by far the longest, and every form is held against the same.
+    /// The reference on the data of a case. It takes by far the longest, and every form is held against the same.
+    fn expected(&mut self, case: &Case, bundle: &Bundle, precision: Precision) -> Result<Bundle, Failure> {
         let key = format!("{} {case}", precision.name());
         let expected = match self.references.get(&key) {
             Some(expected) => expected.clone(),
-            None => self.reference(case, &bundle)?,
+            None => self.reference(case, bundle)?,
         };
         if self.references.len() >= 4 {
             self.references.clear();
         }
         self.references.insert(key, expected.clone());
-        if !usable(&expected) {
-            return Ok(Measured::Void("the results of the reference are not finite, or too large for float32"));
+        Ok(expected)
+    }
+
+    /// How far from the truth, which knows the numbers before they were rounded, as a multiple of how far exact
+    /// arithmetic on the rounded ones is, its results rounded too.
+    fn near_rounding(&mut self, way: Way, precision: Precision, case: &Case) -> Result<Measured, Failure> {
+        let bundle = draw(self.program, case, precision);
+        let rounded = self.expected(case, &bundle, precision)?;
+        let truth = self.expected(case, &draw(self.program, case, Precision::F64), Precision::F64)?;
+        if !usable(&truth, precision) || !usable(&rounded, precision) {
+            return Ok(NOT_FINITE);
+        }
+        let found = self.engine(case, way, precision)?.run(&bundle, true)?;
+        let allowed = if self.edits_itself(case)? { budget::BEYOND_ROUNDING.1 } else { budget::BEYOND_ROUNDING.0 };
+        let mut findings = Vec::new();
+        for (name, truth) in &truth {
+            let of_token = slices::leading(self.program, name) == Some(Leading::Token);
+            let stored = if of_token { precision } else { precision.beside() };
+            let mut alone = rounded[name].clone();
+            alone.data.iter_mut().for_each(|value| *value = stored.round(*value));
+            let floor = budget::floor(truth);
+            // A result that rounding happens to spare says nothing; half a unit is the least it would cost.
+            let least = alone.relative_error(truth, floor).max(budget::half_unit(precision));
+            let error = found.get(name).map_or(f64::INFINITY, |found| found.relative_error(truth, floor)) / least;
+            findings.push(Finding { share: Share::of(name), tensor: name.clone(), error, allowed, conditioned: false });
+        }
+        Ok(Measured::Findings(worst(findings)))
+    }
+
+    /// Whether edits of a chunk depend on each other, as those of a delta rule do.
+    fn edits_itself(&self, case: &Case) -> Result<bool, Failure> {
+        let request = request(Form::Chunkwise, Some(case.chunk), 0, Parts::Forward, Inside::default());
+        let derived = compile::derive(&self.instance(case)?, &request);
+        Ok(derived.is_ok_and(|it| it.derivation.steps.iter().any(|step| step.rule.name == ut_transform::RULE.name)))
+    }
+
+    fn like_recurrent(&mut self, way: Way, precision: Precision, case: &Case) -> Result<Measured, Failure> {
+        let bundle = draw(self.program, case, precision);
+        let recurrent = Way::from(FormChoice::Recurrent);
+        let expected = self.engine(case, recurrent, Precision::F32)?.run(&bundle, true)?;
+        if !usable(&expected, precision) {
+            return Ok(NOT_FINITE);
+        }
+        let found = self.engine(case, way, precision)?.run(&bundle, true)?;
+        let findings = expected.iter().map(|(name, expected)| {
+            let floor = budget::floor(expected);
+            let error = found.get(name).map_or(f64::INFINITY, |found| found.relative_error(expected, floor));
+            let allowed = budget::allowed(self.program, name, precision);
+            Finding { share: Share::of(name), tensor: name.clone(), error, allowed, conditioned: false }
+        });
+        Ok(Measured::Findings(worst(findings.collect())))
+    }
+
+    fn agrees(&mut self, way: Way, precision: Precision, case: &Case) -> Result<Measured, Failure> {
+        let bundle = draw(self.program, case, precision);
+        let expected = self.expected(case, &bundle, precision)?;
+        if !usable(&expected, precision) {
+            return Ok(Measured::Void("the results of the reference are not finite, or too large for the precision"));
         }
         let engine = self.engine(case, way, precision)?;
         let forward = engine.run(&bundle, false)?;
@@ -267,7 +341,7 @@ impl<'p> Subject<'p> {
         let precision = self.contract_precision(case);
         let bundle = draw(self.program, case, precision);
         let once = self.engine(case, way, precision)?.run(&bundle, true)?;
-        Ok(usable(&once).then_some((bundle, once)))
+        Ok(usable(&once, precision).then_some((bundle, once)))
     }
 
     fn causal(&mut self, way: Way, case: &Case) -> Result<Measured, Failure> {
@@ -428,9 +502,13 @@ fn anchors(program: &Program, constants: &BTreeMap<String, f64>) -> bool {
 
 const NOT_FINITE: Measured = Measured::Void("the results are not finite");
 
-/// Whether every number is finite and far from where float32 ends.
-fn usable(results: &Bundle) -> bool {
-    results.values().all(|tensor| tensor.data.iter().all(|value| value.abs() < 1e15))
+/// Whether every number is finite and far from where the precision ends.
+fn usable(results: &Bundle, precision: Precision) -> bool {
+    let end = match precision {
+        Precision::F64 | Precision::F32 | Precision::Bf16 => 1e15,
+        Precision::F16 => 3e4,
+    };
+    results.values().all(|tensor| tensor.data.iter().all(|value| value.abs() < end))
 }
 
 /// The worst finding of each share, measured against what is allowed.

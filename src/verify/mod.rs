@@ -83,7 +83,7 @@ pub struct Report {
 }
 
 /// Verifies a program. `progress` is told before each case, as (done, of).
-pub fn verify(program: &Program, options: &Options, mut progress: impl FnMut(usize, usize)) -> Report {
+pub fn verify(program: &Program, options: &Options, progress: impl FnMut(usize, usize)) -> Report {
     let cases: Vec<Case> = (0..options.cases)
         .map(|number| {
             let mut case = match &options.place {
@@ -97,6 +97,16 @@ pub fn verify(program: &Program, options: &Options, mut progress: impl FnMut(usi
             case
         })
         .collect();
+    verify_cases(program, options, &cases, progress)
+}
+
+/// Makes the checks of given cases. Those of the options are not drawn.
+pub fn verify_cases(
+    program: &Program,
+    options: &Options,
+    cases: &[Case],
+    mut progress: impl FnMut(usize, usize),
+) -> Report {
     let mut report = Report::default();
     let mut subject = Subject::new(program, options.constants.clone(), options.place.clone());
     let mut broken: Vec<(Check, Case)> = Vec::new();

@@ -1,8 +1,14 @@
 //! GPUs through the command line: what is refused where there is none, what can be looked at without one, and, where
 //! there is one, the results of the reference.
 
+use std::path::Path;
 use std::process::Command;
 
+use chunkwise::options::FormChoice;
+use chunkwise::precision::Precision;
+use chunkwise::verify::case::Case;
+use chunkwise::verify::measure::{Check, Way};
+use chunkwise::verify::verify_case;
 use chunkwise_abi::{Manifest, Signature};
 use chunkwise_runtime::cuda::assemble::Assembler;
 use chunkwise_runtime::cuda::device::CudaDevice;
@@ -155,6 +161,24 @@ fn a_gpu_gives_the_reference_s_results() {
             run(&output, &on_gpu);
             assert_eq!(read(&output), first, "{form} {dtype}");
         }
+    }
+}
+
+#[test]
+fn the_checks_made_for_gpus_hold_on_a_processor_too() {
+    let file = example("gated_delta_rule");
+    chunkwise(&["verify", &file, "--long", "700", "--size", "K=24,V=20"]).well();
+    let source = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(&file)).unwrap();
+    let program = chunkwise_dsl::compile(&source).unwrap().programs.remove(0);
+    let chunkwise = Way::from(FormChoice::Chunkwise);
+    let checks = [Precision::Bf16, Precision::F16].map(|precision| Check::NearRounding(chunkwise, precision));
+    let case = Case { tokens: 150, ..Case::draw_wide(&program, 3, 0) };
+    let report = verify_case(&program, &Default::default(), &checks, &case);
+    assert!(report.failed.is_empty(), "{:?}", report.failed);
+    assert_eq!(report.rows.len(), 4, "outputs and gradients, twice");
+    for worst in report.rows.iter().filter_map(|row| row.worst.as_ref()) {
+        // A processor computes in float32, so that nothing but rounding of inputs and results is left.
+        assert!((0.5..1.1).contains(&worst.error), "{worst:?}");
     }
 }
 

@@ -2,8 +2,6 @@
 //! sizes, a GPU; out: medians of the GPU's time and of the time from launch to launch, as multiples of the floor: the
 //! bytes of inputs and results, each moved once, at the speed of a plain copy measured in the same run.
 
-use std::time::Instant;
-
 use chunkwise_abi::KernelSignature;
 use chunkwise_compiler::artifact::Parts;
 use chunkwise_dsl::instance::Instance;
@@ -12,7 +10,6 @@ use chunkwise_runtime::cuda::execute::Direction;
 use chunkwise_runtime::cuda::measure::{self, Times};
 use serde_json::json;
 
-use super::bench::Arguments;
 use crate::compiled;
 use crate::engine::{Engine, Plan};
 use crate::failure::Failure;
@@ -23,6 +20,22 @@ use crate::verify::draw::draw;
 
 /// Tokens that are drawn; longer sequences repeat them.
 const DRAWN: usize = 512;
+
+/// What is to be measured.
+pub struct Wanted<'a> {
+    /// Sequences.
+    pub batch: usize,
+    /// Tokens a sequence.
+    pub length: usize,
+    /// Heads.
+    pub heads: usize,
+    /// Seconds for each direction.
+    pub seconds: f64,
+    /// Sizes of axes, as they were given.
+    pub sizes: &'a [(String, usize)],
+    /// Whether to print JSON.
+    pub json: bool,
+}
 
 /// What is launched as one run.
 struct Run {
@@ -45,16 +58,15 @@ struct Figure {
 }
 
 /// Measures.
-pub fn run(arguments: &Arguments, gpu: &Gpu, instance: &Instance, plan: &Plan) -> Result<(), Failure> {
-    let (batch, length, heads) = (arguments.batch as usize, arguments.length as usize, arguments.heads as usize);
+pub fn run(wanted: &Wanted, gpu: &Gpu, instance: &Instance, plan: &Plan) -> Result<(), Failure> {
+    let Wanted { batch, length, heads, seconds, .. } = *wanted;
     let program = instance.program;
-    let started = Instant::now();
     let engine = Engine::prepare_on(gpu, instance, plan, Parts::Both, length)?;
-    let compile_time = started.elapsed().as_secs_f64();
     if let Some(warning) = engine.warning() {
-        eprintln!("warning: {warning}");
+        report::complain(format_args!("warning: {warning}"));
     }
-    let artifact = &engine.on_gpu().expect("it was prepared on a GPU").artifact;
+    let made = engine.on_gpu().expect("it was prepared on a GPU");
+    let artifact = &made.artifact;
     let signature = &artifact.signature;
 
     let sizes = program.axes.iter().zip(&instance.sizes).map(|(axis, size)| (axis.name.clone(), *size)).collect();
@@ -69,7 +81,7 @@ pub fn run(arguments: &Arguments, gpu: &Gpu, instance: &Instance, plan: &Plan) -
         regime: Regime::Usual,
         sizes,
     };
-    let drawn = compiled::narrow(signature, &draw(program, &case, arguments.dtype))?;
+    let drawn = compiled::narrow(signature, &draw(program, &case, plan.precision))?;
     let bandwidth = measure::copy_bandwidth(&gpu.stream).map_err(gpu::failure)?;
     let least = |kernel: &Option<KernelSignature>| {
         let kernel = kernel.as_ref().expect("all three kernels were asked for");
@@ -86,32 +98,38 @@ pub fn run(arguments: &Arguments, gpu: &Gpu, instance: &Instance, plan: &Plan) -
     let mut figures = Vec::new();
     {
         let mut resident = ready(&FORWARD)?;
-        let times = measure::times(&mut resident, FORWARD.directions, arguments.seconds).map_err(gpu::failure)?;
+        let times = measure::times(&mut resident, FORWARD.directions, seconds).map_err(gpu::failure)?;
         figures.push(Figure { name: FORWARD.name, times, floor: forward, extra: resident.extra_bytes() });
     }
     let mut resident = ready(&BOTH)?;
     for (run, floor) in [(BOTH, forward + backward), (BACKWARD, backward)] {
-        let times = measure::times(&mut resident, run.directions, arguments.seconds).map_err(gpu::failure)?;
+        let times = measure::times(&mut resident, run.directions, seconds).map_err(gpu::failure)?;
         figures.push(Figure { name: run.name, times, floor, extra: resident.extra_bytes() });
     }
-    say(arguments, gpu, &program.name, signature.chunk, compile_time, bandwidth, &figures);
+    let (compile_time, load_time) = (made.compile_time.unwrap_or(0.0), made.load_time);
+    let measured = Measured { chunk: signature.chunk, compile_time, load_time, bandwidth, figures };
+    say(wanted, plan, gpu, &program.name, &measured);
     Ok(())
 }
 
-fn say(
-    arguments: &Arguments,
-    gpu: &Gpu,
-    name: &str,
+/// Everything that was measured.
+struct Measured {
     chunk: usize,
+    /// Seconds for all three kernels to PTX, and from there to the GPU.
     compile_time: f64,
+    load_time: f64,
     bandwidth: f64,
-    figures: &[Figure],
-) {
-    let Arguments { batch, length, heads, form, dtype, .. } = arguments;
-    let tokens = f64::from(*batch) * f64::from(*length);
+    figures: Vec<Figure>,
+}
+
+fn say(wanted: &Wanted, plan: &Plan, gpu: &Gpu, name: &str, measured: &Measured) {
+    let Wanted { batch, length, heads, .. } = *wanted;
+    let Measured { chunk, compile_time, load_time, bandwidth, figures } = measured;
+    let (form, dtype) = (plan.form, plan.precision);
+    let tokens = batch as f64 * length as f64;
     let device = gpu.stream.device().facts();
     let floor_time = |figure: &Figure| figure.floor / bandwidth;
-    if arguments.json {
+    if wanted.json {
         let figures = figures.iter().map(|figure| {
             json!({
                 "direction": figure.name,
@@ -134,11 +152,12 @@ fn say(
             "batch": batch,
             "length": length,
             "heads": heads,
-            "sizes": arguments.which.sizes,
+            "sizes": wanted.sizes,
             "device": { "name": device.name, "number": device.ordinal, "driver_cuda": format!("{}.{}", device.driver.0, device.driver.1) },
             "arch": gpu.family.name,
             "copy_bytes_per_second": bandwidth,
             "compile_seconds": compile_time,
+            "load_seconds": load_time,
             "figures": figures.collect::<Vec<_>>(),
         }));
         return;
@@ -167,9 +186,10 @@ fn say(
         ["direction", "GPU time", "best", "launch to launch", "runs", "must move", "floor", "× floor", "extra memory"];
     report::say(report::table(head, rows));
     report::say(format_args!(
-        "a copy moves {:.0} GB/s (read and written), which is what the floor stands on; medians; compiled in {}",
+        "a copy moves {:.0} GB/s (read and written), which is what the floor stands on; medians; compiled in {}, loaded in {}",
         bandwidth / 1e9,
-        report::duration(compile_time)
+        report::duration(*compile_time),
+        report::duration(*load_time)
     ));
 }
 
