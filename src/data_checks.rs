@@ -5,6 +5,7 @@ use chunkwise_compiler::tensor::{Bundle, Tensor};
 use chunkwise_dsl::program::{Program, Range, Tensor as Declared, TensorKind};
 
 use crate::binding::{self, Slot};
+use crate::precision::Precision;
 
 /// A vector `in unit(K)` may be longer than one by this much: what rounding to bfloat16 can do.
 const UNIT_TOLERANCE: f64 = 0.01;
@@ -18,6 +19,31 @@ pub fn not_finite(program: &Program, tensors: &Bundle) -> Vec<String> {
         if let Some((at, value)) = bad.next() {
             let more = others(bad.count());
             complaints.push(format!("{} is {value}{more}", element(program, &slot, tensor, at)));
+        }
+    }
+    complaints
+}
+
+/// Results with NaN or an infinity although no input has one, one complaint each: something overflowed on the way.
+pub fn overflowed(
+    program: &Program,
+    inputs: &Bundle,
+    results: &Bundle,
+    precision: impl Fn(&str) -> Precision,
+) -> Vec<String> {
+    if !not_finite(program, inputs).is_empty() {
+        return Vec::new();
+    }
+    let mut complaints = Vec::new();
+    for (name, tensor) in results {
+        let rounded = |value: &f64| precision(name).round(*value);
+        let bad: Vec<f64> = tensor.data.iter().map(rounded).filter(|value| !value.is_finite()).collect();
+        if let Some(first) = bad.first() {
+            complaints.push(format!(
+                "{} of {} elements of `{name}` are not finite; the first is {first}",
+                bad.len(),
+                tensor.data.len()
+            ));
         }
     }
     complaints

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use chunkwise::commands::{self, Command};
 use chunkwise::failure::Failure;
+use chunkwise::report;
 use clap::Parser;
 
 /// From a recurrence as it stands in a paper to verified kernels.
@@ -42,7 +43,7 @@ fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("error: {failure}");
+            report::complain(format_args!("error: {failure}"));
             ExitCode::from(failure.exit_code())
         }
     }

@@ -10,6 +10,7 @@ use chunkwise_dsl::suggest::nearest;
 
 use crate::failure::Failure;
 use crate::render;
+use crate::report;
 
 /// The largest source file that is looked at.
 const MAX_BYTES: u64 = 1 << 20;
@@ -86,7 +87,7 @@ impl Checked {
         let source = Source::read(path)?;
         let (programs, diagnostics) = source.check();
         for diagnostic in &diagnostics {
-            eprintln!("{}\n", render::draw(&source, diagnostic, render::colours_on_stderr()));
+            report::complain(format_args!("{}\n", render::draw(&source, diagnostic, render::colours_on_stderr())));
         }
         let errors = diagnostics.iter().filter(|diagnostic| diagnostic.is_error()).count();
         if errors > 0 {

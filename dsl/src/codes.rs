@@ -327,6 +327,12 @@ cannot be chosen. Say what g is, `input g: [] in (-inf, 0]`, or build it so: `-e
 axis is summed over; in `a * (b @ c)` it is not. Parentheses say which is meant. `scale * q @ S` needs none: a scale
 shares no axis, and both groupings are the same. Likewise `k @ S * k` is `(k @ S) * k`, an outer product, and not
 `k @ (S * k)`."
+
+    UnboundedWrite "W0506" "a write that may overflow"
+"exp(i) multiplies what is written into a state, and nothing says that i stays below 88, where exp leaves float32. One
+such token makes the state infinite, and what is read from then on infinite or not a number. No running maximum is kept
+that would prevent it. Say what i is, `input i: [] in [-20, 20]`, and have it checked with --check-ranges, or use a
+gate that ends at 1, `sigmoid(i)`. In float64 (--form naive, --dtype f64) the limit is 709."
 }
 
 #[cfg(test)]

@@ -45,7 +45,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
             continue;
         }
         for diagnostic in &diagnostics {
-            eprintln!("{}\n", render::draw(&source, diagnostic, render::colours_on_stderr()));
+            report::complain(format_args!("{}\n", render::draw(&source, diagnostic, render::colours_on_stderr())));
         }
         if found == 0 {
             let names: Vec<&str> = programs.iter().map(|program| program.name.as_str()).collect();

@@ -182,7 +182,10 @@ fn from_program(arguments: &Arguments, dump: &mut Dump) -> Result<String, Failur
         return Ok(text);
     }
     let instance = arguments.which.instance(program)?;
-    let token = graph::text::print(&program_to_graph(&instance).graph);
+    let mut token = program_to_graph(&instance).graph;
+    // As it is read back: without what only the way there needed.
+    pass::run(&mut token, pipeline::SIMPLIFY, &mut pass::Options::quiet())?;
+    let token = graph::text::print(&token);
     dump.file("token.cwg", &token)?;
     if arguments.to == Stage::Graph {
         return Ok(token);

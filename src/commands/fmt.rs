@@ -65,7 +65,7 @@ fn format(path: &std::path::Path) -> Result<(Source, String), Failure> {
     let (file, diagnostics) = chunkwise_dsl::parse(&source.text);
     let errors: Vec<_> = diagnostics.iter().filter(|diagnostic| diagnostic.is_error()).collect();
     for diagnostic in &errors {
-        eprintln!("{}\n", render::draw(&source, diagnostic, render::colours_on_stderr()));
+        report::complain(format_args!("{}\n", render::draw(&source, diagnostic, render::colours_on_stderr())));
     }
     if errors.is_empty() {
         let formatted = chunkwise_dsl::format(&file);

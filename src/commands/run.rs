@@ -64,7 +64,7 @@ pub struct Arguments {
     /// Worker threads [default: one a core]
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
-    /// Refuse NaN and infinities in the input
+    /// Refuse NaN and infinities in the input, and in results of a finite input
     #[arg(long)]
     check_finite: bool,
     /// Refuse input outside the ranges that the program declares
@@ -96,7 +96,10 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
         refuse("--check-ranges", data_checks::out_of_range(program, &bundle))?;
     }
     if arguments.backward && !bundle.keys().any(|name| name.starts_with("grad_")) {
-        eprintln!("warning: no grad_out.* or grad_final.* in `{}`, so every gradient will be zero", file.path());
+        report::complain(format_args!(
+            "warning: no grad_out.* or grad_final.* in `{}`, so every gradient will be zero",
+            file.path()
+        ));
     }
     let length = extents.tokens;
     let parts = if arguments.backward { Parts::Gradients } else { Parts::Forward };
@@ -107,10 +110,20 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
         Place::Gpu(gpu) => Engine::prepare_on(&gpu, &instance, &plan, parts, length)?,
     };
     if let Some(warning) = engine.warning() {
-        eprintln!("warning: {warning}");
+        report::complain(format_args!("warning: {warning}"));
     }
     let results = engine.run(&bundle, arguments.backward)?;
     let precision = |name: &str| result_precision(program, plan.precision, name);
+    let overflowed = data_checks::overflowed(program, &bundle, &results, precision);
+    if let Some(first) = overflowed.first() {
+        const WHY: &str = "every input is finite, so something overflowed; float64 reaches further (--form naive)";
+        if arguments.check_finite {
+            return Err(Failure::input_all(
+                std::iter::once(format!("--check-finite refuses the results; {WHY}:")).chain(overflowed),
+            ));
+        }
+        report::complain(format_args!("warning: {first}, and {WHY}"));
+    }
     tensors::write(&arguments.output, &results, precision)?;
     say(arguments, &plan, &engine, &results, precision);
     Ok(())

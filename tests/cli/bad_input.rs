@@ -152,6 +152,26 @@ fn data_are_checked_when_asked_for_and_passed_through_otherwise() {
 }
 
 #[test]
+fn results_that_overflow_are_not_passed_over_in_silence() {
+    let folder = Folder::new();
+    let output = folder.word("out");
+    let mut tensors = delta_rule(1, 6, 2, 2, 2);
+    // 1e30 · 1e30 is beyond float32 and well inside float64.
+    for name in ["q", "v"] {
+        tensors[name].data.iter_mut().for_each(|value| *value *= 1e30);
+    }
+    let input = folder.tensors("large", &tensors);
+    let said = run_delta(&input, &output, &["--dtype", "f32"]).well();
+    assert!(said.err.contains("elements of `out.o` are not finite"), "{}", said.err);
+    assert!(said.err.contains("every input is finite, so something overflowed"), "{}", said.err);
+    std::fs::remove_file(&output).unwrap();
+    let arguments = ["--dtype", "f32", "--check-finite"];
+    run_delta(&input, &output, &arguments).refused(&["--check-finite refuses the results", "`out.o`"]);
+    assert!(!std::path::Path::new(&output).exists());
+    assert!(run_delta(&input, &output, &["--check-finite"]).well().err.is_empty());
+}
+
+#[test]
 fn options_that_do_not_fit_are_refused() {
     let folder = Folder::new();
     let input = folder.tensors("in", &delta_rule(1, 3, 1, 2, 2));
@@ -213,4 +233,17 @@ fn texts_of_our_own_levels_are_not_believed_either() {
         let run = chunkwise(&["emit", &folder.file("z.cwg", rest.join("\n")), "--to", "tile"]);
         assert!(run.code == 0 || run.code == 2, "without line {skipped}: {run:?}");
     }
+}
+
+#[test]
+fn nobody_has_to_listen() {
+    let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_chunkwise"))
+        .args(["check", "nowhere.cw"])
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .expect("the binary was built");
+    drop(child.stdout.take());
+    drop(child.stderr.take());
+    assert_eq!(child.wait().expect("it ends").code(), Some(2));
 }

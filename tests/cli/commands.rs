@@ -63,6 +63,11 @@ fn every_level_is_read_back_and_goes_on_the_same() {
         let tile = folder.file("kernel.cwt", &kernel);
         assert_eq!(emit(&tile, "tile"), kernel);
     }
+    for name in ["gated_delta_rule", "rwkv7", "mlstm", "mamba1"] {
+        let token = chunkwise(&["emit", &example(name), "--to", "graph"]).well().out;
+        let graph = folder.file("token.cwg", &token);
+        assert_eq!(chunkwise(&["emit", &graph, "--to", "graph"]).well().out, token);
+    }
     let file = example("gated_delta_rule");
     let tree = chunkwise(&["emit", &file, "--to", "ast"]).well().out;
     assert_eq!(
@@ -128,7 +133,7 @@ fn the_reference_is_printed_as_numpy() {
 fn doctor_says_what_there_is() {
     let json: serde_json::Value = serde_json::from_str(&chunkwise(&["doctor", "--json"]).well().out).unwrap();
     let names: Vec<&str> = json["findings"].as_array().unwrap().iter().map(|it| it["what"].as_str().unwrap()).collect();
-    assert_eq!(names, ["chunkwise", "LLVM", "processor", "threads", "cache", "cc", "GPU"]);
+    assert_eq!(names, ["chunkwise", "LLVM", "processor", "threads", "cache", "cc", "GPU", "ptxas"]);
     assert_eq!(json["findings"][1]["well"], cfg!(feature = "llvm"));
     let text = super::chunkwise_with(&["doctor"], &[("CHUNKWISE_CACHE", "/proc/nowhere")]).well().out;
     assert!(text.contains("✗ cache"), "{text}");

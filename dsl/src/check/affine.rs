@@ -301,7 +301,7 @@ fn explain(
         }
         ExprKind::Binary(Binary::Min | Binary::Max, ..) => (
             format!("a cut-off of something that depends on {}", depends(culprit)),
-            "a running maximum that only keeps exponentials in range is left out: write `exp(i)`, and the compiler keeps it in range",
+            "a running maximum that only keeps exponentials in range cannot be written: leave it out, write `exp(i)`, and declare a range for `i`",
         ),
         ExprKind::Unary(function, _) => (
             format!("`{}` of something that depends on {}", name_of_unary(*function), depends(culprit)),

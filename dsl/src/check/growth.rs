@@ -1,5 +1,6 @@
-//! Exponentials that multiply a state and may exceed 1. In: a program without errors; out: warnings that name the
-//! consequence. It judges by the declared ranges alone.
+//! Exponentials that multiply a state and may exceed 1, and those that multiply what is written into one and may exceed
+//! what float32 holds. In: a program without errors; out: warnings that name the consequence. It judges by the declared
+//! ranges alone.
 
 use super::affine::circles;
 use crate::bounds::{Interval, bounds};
@@ -38,6 +39,7 @@ impl Search<'_> {
                 Stmt::Let { local, value, .. } => self.values[local.index()] = Some(*value),
                 Stmt::Update { state, value, .. } if fed_back.contains(state) => {
                     self.terms(*value, *state, &mut Vec::new());
+                    self.writes(*value, *state, &mut Vec::new());
                 }
                 Stmt::Update { .. } | Stmt::Output { .. } => {}
                 Stmt::For { body, .. } => self.statements(body, fed_back),
@@ -89,6 +91,109 @@ impl Search<'_> {
         }
     }
 
+    /// Goes through the terms of an update that hold no state; `factors` is what the current one is multiplied with.
+    fn writes(&mut self, id: ExprId, state: StateId, factors: &mut Vec<ExprId>) {
+        match self.program.expr(id).kind {
+            ExprKind::Binary(Binary::Add | Binary::Sub, lhs, rhs) => {
+                self.writes(lhs, state, factors);
+                self.writes(rhs, state, factors);
+            }
+            ExprKind::Binary(Binary::Mul, lhs, rhs) => {
+                factors.push(rhs);
+                self.writes(lhs, state, factors);
+                factors.pop();
+                factors.push(lhs);
+                self.writes(rhs, state, factors);
+                factors.pop();
+            }
+            ExprKind::Local(LocalId(local)) => {
+                if let Some(value) = self.values[local as usize] {
+                    self.writes(value, state, factors);
+                }
+            }
+            ExprKind::Unary(function @ (Unary::Exp | Unary::Exp2), exponent) => {
+                let hi = self.bounds[exponent.index()].hi;
+                if hi > largest_exponent(function) && !factors.iter().any(|factor| self.holds_a_state(*factor)) {
+                    self.warn_of_write(id, function, exponent, hi, state);
+                }
+            }
+            ExprKind::State(_)
+            | ExprKind::Number(_)
+            | ExprKind::AxisSize(_)
+            | ExprKind::Const(_)
+            | ExprKind::Tensor(_)
+            | ExprKind::LoopIndex(_)
+            | ExprKind::Index { .. }
+            | ExprKind::Unary(..)
+            | ExprKind::Binary(..)
+            | ExprKind::Contract { .. }
+            | ExprKind::Reduce(..)
+            | ExprKind::StopGradient(_)
+            | ExprKind::Rename { .. } => {}
+        }
+    }
+
+    fn holds_a_state(&self, id: ExprId) -> bool {
+        match &self.program.expr(id).kind {
+            ExprKind::State(_) => true,
+            ExprKind::Local(LocalId(local)) => self.values[*local as usize].is_some_and(|it| self.holds_a_state(it)),
+            ExprKind::Binary(_, lhs, rhs) | ExprKind::Contract { lhs, rhs, .. } => {
+                self.holds_a_state(*lhs) || self.holds_a_state(*rhs)
+            }
+            ExprKind::Unary(_, value)
+            | ExprKind::Reduce(_, value, _)
+            | ExprKind::StopGradient(value)
+            | ExprKind::Index { base: value, .. }
+            | ExprKind::Rename { value, .. } => self.holds_a_state(*value),
+            ExprKind::Number(_)
+            | ExprKind::AxisSize(_)
+            | ExprKind::Const(_)
+            | ExprKind::Tensor(_)
+            | ExprKind::LoopIndex(_) => false,
+        }
+    }
+
+    fn warn_of_write(&mut self, factor: ExprId, function: Unary, exponent: ExprId, hi: f64, state: StateId) {
+        let span = self.program.expr(factor).span;
+        if self.warned.contains(&span) {
+            return;
+        }
+        self.warned.push(span);
+        let name = &self.program.states[state.index()].name;
+        let limit = largest_exponent(function);
+        let label = if hi == f64::INFINITY {
+            "nothing keeps its exponent from above".to_owned()
+        } else {
+            format!("its exponent may be as large as {hi}")
+        };
+        let mut warning = Diagnostic::new(
+            Code::UnboundedWrite,
+            span,
+            format!("what this writes into state `{name}` may overflow"),
+            label,
+        )
+        .note(format!("in float32 it is infinite above {limit}, and so is `{name}` from then on"));
+        let tensor = match self.program.expr(exponent).kind {
+            ExprKind::Tensor(id) => Some(&self.program.tensors[id.index()]),
+            _ => None,
+        };
+        warning = match tensor {
+            Some(tensor) if tensor.range == Range::Any => {
+                let end = Span::new(tensor.span.end, tensor.span.end);
+                warning.and_at(tensor.span, "declared without a range").replace(
+                    format!("if it stays small, say so: `{}: … in (-inf, 20]`", tensor.name),
+                    end,
+                    " in (-inf, 20]",
+                )
+            }
+            Some(tensor) => {
+                warning.and_at(tensor.span, "declared here").help("a gate of an input ends well below that")
+            }
+            None => warning.help("build it from inputs with ranges, or use `sigmoid` for a gate"),
+        };
+        self.warnings.push(warning);
+    }
+
     fn factor(&mut self, id: ExprId, state: StateId) {
         match self.program.expr(id).kind {
             ExprKind::Binary(Binary::Mul, lhs, rhs) => {
@@ -129,7 +234,7 @@ impl Search<'_> {
         self.warned.push(span);
         let name = &self.program.states[state.index()].name;
         let inner = self.program.expr(exponent);
-        let limit = if function == Unary::Exp2 { 128 } else { 88 };
+        let limit = largest_exponent(function);
         let label = if hi == f64::INFINITY {
             "nothing keeps its exponent at or below 0".to_owned()
         } else {
@@ -167,4 +272,9 @@ impl Search<'_> {
         };
         self.warnings.push(warning);
     }
+}
+
+/// Where an exponential leaves float32, rounded down.
+fn largest_exponent(function: Unary) -> f64 {
+    if function == Unary::Exp2 { 128.0 } else { 88.0 }
 }
