@@ -32,7 +32,8 @@ fn assembler() -> Option<Assembler> {
     match Assembler::find() {
         Ok(assembler) => Some(assembler),
         Err(error) => {
-            assert!(std::env::var_os("CHUNKWISE_PTXAS").is_none(), "{error}");
+            let named = std::env::var_os("CHUNKWISE_PTXAS").is_some();
+            assert!(!named || std::env::var_os("CHUNKWISE_TEST_DRIVER").is_some(), "{error}");
             println!("skipped: {error}");
             None
         }
@@ -317,6 +318,33 @@ fn assembled_gives_the_same(stream: &Stream, recurrence: &GpuRecurrence, assembl
             assert_eq!(found[name].to_f32(), by_driver[name].to_f32(), "{name}");
         }
     }
+    // Nothing is kept where nothing could be assembled.
+    let _ = std::fs::remove_dir_all(folder);
+}
+
+/// Everything here that wants a GPU, on a driver made of C here and now.
+#[test]
+fn the_tests_of_this_file_hold_on_a_driver_without_a_gpu() {
+    let folder = std::env::temp_dir().join(format!("chunkwise-driver-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let source = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/runtime/driver.c");
+    let mut cc = std::process::Command::new("cc");
+    cc.args(["-shared", "-fPIC", "-O1", "-Wall", "-Wextra", "-Werror", "-o"])
+        .arg(folder.join("libcuda.so"))
+        .arg(source);
+    let made = cc.output().unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let child = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["cuda::", "--skip", "the_tests_of_this_file_hold", "--nocapture"])
+        .env("LD_LIBRARY_PATH", &folder)
+        // Its machine code would be for another machine.
+        .env("CHUNKWISE_PTXAS", folder.join("none"))
+        .env("CHUNKWISE_TEST_DRIVER", "1")
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&child.stdout);
+    assert!(child.status.success(), "{said}{}", String::from_utf8_lossy(&child.stderr));
+    assert!(!said.contains("no NVIDIA driver"), "{said}");
     std::fs::remove_dir_all(folder).unwrap();
 }
 
