@@ -7,9 +7,9 @@
 //! ```text
 //! schedule = stages ("," setting)*
 //! stages   = "fused" | "prepare + pass" | "pass + outputs" | "prepare + pass + outputs"
-//! setting  = "chunk" integer | "threads" integer | "states" ("f32" | "bf16" | "f16")
+//! setting  = "chunk" integer | "threads" integer | ("states" | "operands") ("f32" | "bf16" | "f16")
 //! ```
-//! as in `prepare + pass + outputs, chunk 64, threads 256, states bf16`. What is not said is left to the compiler.
+//! as in `prepare + pass + outputs, chunk 64, threads 256, operands bf16`. What is not said is left to the compiler.
 
 pub mod cost;
 
@@ -30,15 +30,18 @@ pub struct Schedule {
     pub chunk: Option<usize>,
     /// Threads a block; none leaves it to the compiler.
     pub threads: Option<usize>,
-    /// Type of the states that one kernel hands to a later one. A state inside a kernel is float32 whatever this says,
-    /// and so is everything else that is handed on.
+    /// Type of the states that one kernel hands to a later one, whatever that does with them. A state inside a kernel is
+    /// float32 all the same.
     pub states: DType,
+    /// Type of what one kernel hands to a later one that only multiplies it on the tensor cores. Where these round their
+    /// operands to this type, or to one with fewer digits, nothing is lost by it.
+    pub operands: DType,
 }
 
 impl Schedule {
     /// These stages, and everything else as usual.
     pub fn of(stages: Stages) -> Schedule {
-        Schedule { stages, chunk: None, threads: None, states: DType::F32 }
+        Schedule { stages, chunk: None, threads: None, states: DType::F32, operands: DType::F32 }
     }
 }
 
@@ -101,10 +104,13 @@ impl fmt::Display for Schedule {
         if let Some(threads) = self.threads {
             write!(f, ", threads {threads}")?;
         }
-        match self.states {
-            DType::F32 => Ok(()),
-            states @ (DType::BF16 | DType::F16) => write!(f, ", states {}", states.name()),
+        for (name, dtype) in [("states", self.states), ("operands", self.operands)] {
+            match dtype {
+                DType::F32 => {}
+                DType::BF16 | DType::F16 => write!(f, ", {name} {}", dtype.name())?,
+            }
         }
+        Ok(())
     }
 }
 
@@ -150,16 +156,11 @@ impl FromStr for Schedule {
                     }
                     schedule.threads = Some(threads);
                 }
-                "states" => {
-                    let types = [DType::F32, DType::BF16, DType::F16];
-                    let found = types.into_iter().find(|dtype| dtype.name() == value);
-                    schedule.states = found.ok_or_else(|| {
-                        ScheduleError(format!("`states {value}` is no type; write `states f32`, `bf16` or `f16`"))
-                    })?;
-                }
+                "states" => schedule.states = dtype(name, value)?,
+                "operands" => schedule.operands = dtype(name, value)?,
                 _ => {
                     return Err(ScheduleError(format!(
-                        "`{part}` is no setting; write `chunk 64`, `threads 256` or `states bf16`"
+                        "`{part}` is no setting; write `chunk 64`, `threads 256`, `states bf16` or `operands bf16`"
                     )));
                 }
             }
@@ -174,4 +175,9 @@ fn number(name: &str, value: &str, range: &std::ops::RangeInclusive<usize>) -> R
         let (lo, hi) = (range.start(), range.end());
         ScheduleError(format!("`{name} {value}`: write a whole number from {lo} to {hi}, as in `{name} 64`"))
     })
+}
+
+fn dtype(name: &str, value: &str) -> Result<DType, ScheduleError> {
+    let found = [DType::F32, DType::BF16, DType::F16].into_iter().find(|dtype| dtype.name() == value);
+    found.ok_or_else(|| ScheduleError(format!("`{name} {value}`: write `{name} f32`, `{name} bf16` or `{name} f16`")))
 }

@@ -1,5 +1,6 @@
 //! IR 2: where values live and when they are computed.
 
+pub mod arguments;
 pub mod interp;
 pub mod ir;
 mod overlap;

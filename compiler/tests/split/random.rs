@@ -12,7 +12,8 @@ fn stages_of_random_programs() {
         let program = chunkwise_dsl::compile(&source).expect("drawn programs are well formed").programs.remove(0);
         let mut case = Case::draw(seed, &program);
         case.sizes.retain(|name, _| program.axes.iter().any(|axis| axis.name == *name));
-        case.tokens = case.tokens.min(40);
+        case.tokens = case.tokens.min(24);
+        case.batch = 1;
         let chunk = case.chunks[seed as usize % 2].min(32);
         match check(&program, &case, chunk, 1e-9) {
             Ok(done) => ran += usize::from(done),

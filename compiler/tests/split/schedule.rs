@@ -17,8 +17,10 @@ fn schedules_print_and_parse() {
         for chunk in [None, Some(1), Some(64)] {
             for threads in [None, Some(32), Some(1024)] {
                 for states in [DType::F32, DType::BF16, DType::F16] {
-                    let schedule = Schedule { stages, chunk, threads, states };
-                    assert_eq!(schedule.to_string().parse(), Ok(schedule), "{schedule}");
+                    for operands in [DType::F32, DType::BF16] {
+                        let schedule = Schedule { stages, chunk, threads, states, operands };
+                        assert_eq!(schedule.to_string().parse(), Ok(schedule), "{schedule}");
+                    }
                 }
             }
         }

@@ -7,7 +7,7 @@ use chunkwise_compiler::compile::{Request, derive};
 use chunkwise_compiler::derive::form::{Form, Inside};
 use chunkwise_compiler::graph::ir::{Graph, Op};
 use chunkwise_compiler::graph::split::price::Prices;
-use chunkwise_compiler::graph::split::{Stage, split, temporaries};
+use chunkwise_compiler::graph::split::{Handed, Stage, split, temporaries};
 use chunkwise_compiler::graph::text::parse;
 use chunkwise_compiler::schedule::{Schedule, Stages};
 use chunkwise_dsl::instance::Instance;
@@ -75,6 +75,49 @@ fn the_states_of_linear_attention_and_nothing_else() {
     assert_eq!(temporaries(&stages), []);
     assert_eq!((stages[0].writes[0].name.as_str(), stages[0].writes[0].dtype), ("saved.S", DType::F32));
     assert_eq!(stages[0].writes, stages[1].reads);
+}
+
+#[test]
+fn what_is_only_multiplied_has_the_type_of_operands() {
+    let schedule = Schedule { operands: DType::BF16, ..Schedule::of(Stages::PassOutputs) };
+    let types = |graph: &Graph| -> BTreeMap<String, DType> {
+        let stages = split(graph, &schedule).unwrap();
+        let types = |handed: &[Handed]| -> BTreeMap<String, DType> {
+            handed.iter().map(|handed| (handed.name.clone(), handed.dtype)).collect()
+        };
+        let (writes, reads) = (types(&stages[0].writes), types(&stages[1].reads));
+        assert_eq!(writes, reads);
+        writes
+    };
+    let [forward, saving, backward] = <[Graph; 3]>::try_from(of("gated_delta_rule")).unwrap();
+    // Read by q S and by A X.
+    assert_eq!(types(&forward).into_values().collect::<Vec<_>>(), [DType::BF16, DType::BF16]);
+    assert_eq!(types(&saving)["saved.S"], DType::F32);
+    // The gradient of the gates sums dS ⊙ S, element by element.
+    assert_eq!(types(&backward)["handed.adj.S"], DType::F32);
+}
+
+#[test]
+fn rounding_commutes_with_moves_and_with_nothing_else() {
+    let text = |way: &str| {
+        format!(
+            "graph g {{ dim K : axis 0 16 dim V : axis 1 16 dim t : row 16 dim s : col 16 step tokens=16 time=t
+            %0 = token x : [t, K] %1 = carry S : [K, V] %2 = contract %0 %0 over K : [t] %3 = mul %2 %0 : [t, K]
+            %4 = contract %0 %3 over t, K : [] %5 = mul %4 %1 : [K, V] %6 = {way} %1 : [K, V]
+            %7 = contract %0 %6 over K : [t, V]
+            carry S = %1 -> %5 init=init.S final=final.S output out.o = %7 }}"
+        )
+    };
+    let dtype = |way: &str| {
+        let graph = simplified(&parse(&text(way)).unwrap());
+        let schedule = Schedule { operands: DType::BF16, ..Schedule::of(Stages::PassOutputs) };
+        let stages = split(&graph, &schedule).unwrap();
+        stages[1].reads[0].dtype
+    };
+    assert_eq!(dtype("neg"), DType::BF16);
+    assert_eq!(dtype("stop_gradient"), DType::BF16);
+    assert_eq!(dtype("exp"), DType::F32);
+    assert_eq!(dtype("add %1"), DType::F32);
 }
 
 #[test]

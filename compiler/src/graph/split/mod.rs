@@ -19,7 +19,9 @@
 //! # What is handed on
 //! Every value handed on is kept once a step with all its rows ([`Graph::saves`], [`InputKind::Saved`]): void rows come
 //! back as they were. It is named `handed.…`, but a state that the graph saves for a backward anyway keeps that name and
-//! is handed on under it.
+//! is handed on under it. It is float32 in memory unless the schedule says otherwise: [`Schedule::states`] is for
+//! states, whatever their readers do with them; [`Schedule::operands`] for what its readers only multiply on the tensor
+//! cores, which round it to that type in any case.
 //!
 //! Whether a stage computes a value or reads it is a minimum cut ([`cut`]): the sum of what everything costs ([`price`])
 //! is as small as can be, first between `prepare` and `pass`, then for `outputs`, given what is handed on already. The
@@ -29,7 +31,7 @@ mod cut;
 pub mod price;
 
 use super::build::reachable;
-use super::ir::{Binary, Carry, Graph, InputKind, NodeId, Op};
+use super::ir::{Binary, Carry, Graph, InputKind, Node, NodeId, Op, Unary};
 use crate::error::CompileError;
 use crate::pass;
 use crate::pipeline::SIMPLIFY;
@@ -37,7 +39,7 @@ use crate::schedule::Schedule;
 use crate::tile::ir::Kernel;
 use chunkwise_abi::{Access, ArgSignature, DType, Role};
 use cut::{Choice, Choices, NEVER};
-use price::{Prices, handed_bytes, node_work};
+use price::{Prices, handed_bytes, node_work, on_tensor_cores};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What names of values handed on begin with.
@@ -126,7 +128,7 @@ pub fn split_at(graph: &Graph, schedule: &Schedule, prices: &Prices) -> Result<V
 struct Splitter<'g> {
     graph: &'g Graph,
     prices: &'g Prices,
-    states: DType,
+    schedule: Schedule,
     /// By node: it depends on a carry of the pass.
     carried: Vec<bool>,
     /// By carry: it only adds up, and stands in a stage of its own.
@@ -169,7 +171,7 @@ impl<'g> Splitter<'g> {
             _ => None,
         });
         let taken = taken.chain(graph.saves.iter().map(|(name, _)| name.clone())).collect();
-        Splitter { graph, prices, states: schedule.states, carried, sums, names: BTreeMap::new(), taken }
+        Splitter { graph, prices, schedule: *schedule, carried, sums, names: BTreeMap::new(), taken }
     }
 
     /// `prepare`, and a pass that does all the rest.
@@ -456,28 +458,115 @@ impl<'g> Splitter<'g> {
             finished.push(Stage { name, graph, reads, writes });
         }
         finished.reverse();
+        self.set_types(&mut finished);
         Ok(finished)
     }
 
     fn handed(&self, graph: &Graph, name: &str, node: NodeId) -> Handed {
         let dims = &graph.node(node).dims;
-        let result = self.graph.saves.iter().any(|(saved, _)| saved == name);
-        let is_state = self
-            .graph
-            .carries
-            .iter()
-            .zip(&self.sums)
-            .any(|(carry, sum)| sum.is_none() && self.names.get(&carry.input).is_some_and(|handed| handed == name));
         Handed {
             name: name.to_owned(),
             inner: graph.sizes(dims),
             axes: dims.iter().map(|&dim| graph.dim(dim).name.clone()).collect(),
             tokens: graph.tokens,
-            // What a caller sees is float32.
-            dtype: if is_state && !result { self.states } else { DType::F32 },
-            result,
+            dtype: DType::F32,
+            result: self.graph.saves.iter().any(|(saved, _)| saved == name),
         }
     }
+
+    /// Decides the type of everything handed on. What a caller sees is float32.
+    fn set_types(&self, stages: &mut [Stage]) {
+        let mut not_operands: BTreeSet<String> = BTreeSet::new();
+        for stage in stages.iter() {
+            not_operands.extend(beyond_products(&stage.graph));
+        }
+        let is_state =
+            |name: &str| {
+                self.graph.carries.iter().zip(&self.sums).any(|(carry, sum)| {
+                    sum.is_none() && self.names.get(&carry.input).is_some_and(|handed| handed == name)
+                })
+            };
+        for handed in stages.iter_mut().flat_map(|stage| stage.reads.iter_mut().chain(&mut stage.writes)) {
+            if handed.result {
+                continue;
+            }
+            handed.dtype = match (is_state(&handed.name), not_operands.contains(&handed.name)) {
+                (true, _) if self.schedule.states != DType::F32 => self.schedule.states,
+                (true | false, false) => self.schedule.operands,
+                (true | false, true) => DType::F32,
+            };
+        }
+    }
+}
+
+/// Names of the saved inputs that a graph does more with than multiply them on the tensor cores, as they are.
+fn beyond_products(graph: &Graph) -> BTreeSet<String> {
+    // By node: the input that it is, moved about, negated or with void rows set to zero: rounding does as well before.
+    let mut of: Vec<Option<NodeId>> = vec![None; graph.nodes.len()];
+    let mut beyond = BTreeSet::new();
+    let name = |x: NodeId| match &graph.node(x).op {
+        Op::Input { name, .. } => Some(name.clone()),
+        _ => None,
+    };
+    for (at, node) in graph.nodes.iter().enumerate() {
+        if let Op::Input { kind: InputKind::Saved, .. } = &node.op {
+            of[at] = Some(NodeId(at as u32));
+        }
+        let moved = moved(&node.op);
+        if let Some(x) = moved {
+            of[at] = of[x.index()];
+        } else if !rounds_operands(graph, node) {
+            beyond.extend(node.op.operands().into_iter().filter_map(|x| name(of[x.index()]?)));
+        }
+    }
+    let results = graph.outputs.iter().chain(&graph.saves).map(|(_, node)| *node);
+    let results = results.chain(graph.carries.iter().map(|carry| carry.output));
+    beyond.extend(results.filter_map(|x| name(of[x.index()]?)));
+    beyond
+}
+
+/// The operand whose elements a node's are, in other places, negated, or zero.
+fn moved(op: &Op) -> Option<NodeId> {
+    match op {
+        Op::Rename(x, ..)
+        | Op::Index(x, ..)
+        | Op::Split(x, ..)
+        | Op::Merge(x, ..)
+        | Op::DiagonalPart(x, ..)
+        | Op::Diagonal(x, ..)
+        | Op::Broadcast(x)
+        | Op::StopGradient(x)
+        | Op::Unary(Unary::Neg, x) => Some(*x),
+        Op::Guard(x, number) => (*number == 0.0).then_some(*x),
+        Op::Input { .. }
+        | Op::BodyInput(_)
+        | Op::Const(_)
+        | Op::Unary(..)
+        | Op::Binary(..)
+        | Op::Select { .. }
+        | Op::Sum(..)
+        | Op::MaxOver(..)
+        | Op::Contract(..)
+        | Op::Stack(..)
+        | Op::Segment { .. }
+        | Op::SegmentGrad { .. }
+        | Op::Boundary { .. }
+        | Op::BoundaryGrad { .. }
+        | Op::Gated { .. }
+        | Op::Solve(_)
+        | Op::Scan(_)
+        | Op::ScanResult(..) => None,
+    }
+}
+
+/// Whether a node is a product that the tensor cores compute of operands rounded to their type. A product with ones is
+/// a sum, and keeps its digits.
+fn rounds_operands(graph: &Graph, node: &Node) -> bool {
+    let Op::Contract(a, b, over) = &node.op else { return false };
+    let is_mask = |x: NodeId| matches!(&graph.node(x).op, Op::Segment { gates, .. } if gates.events.is_empty());
+    let [left, right] = [a, b].map(|x| &graph.node(*x).dims);
+    let ends = node.dims.last().is_some_and(|last| left.contains(last) != right.contains(last));
+    ends && !is_mask(*a) && !is_mask(*b) && on_tensor_cores(graph, left, right, over)
 }
 
 /// Everything a stage's results are.

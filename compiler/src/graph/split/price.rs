@@ -159,19 +159,22 @@ pub fn node_work(graph: &Graph, nodes: &[Node], node: &Node, prices: &Prices) ->
     }
 }
 
-/// Products go to the tensor cores if each operand has a dimension of its own and there is something to sum.
 fn contract(graph: &Graph, nodes: &[Node], node: &Node, [a, b]: [NodeId; 2], over: &[DimId]) -> Work {
-    let [a, b] = [&nodes[a.index()].dims, &nodes[b.index()].dims];
+    let operations = 2 * count(graph, &node.dims) * count(graph, over);
+    match on_tensor_cores(graph, &nodes[a.index()].dims, &nodes[b.index()].dims, over) {
+        true => Work { tensor: operations, turns: 1, ..Work::default() },
+        false => Work { vector: operations, turns: u64::from(!over.is_empty()), ..Work::default() },
+    }
+}
+
+/// Whether a product of operands with these dimensions is large enough for the tensor cores: each has some of its own,
+/// and there is something to sum.
+pub fn on_tensor_cores(graph: &Graph, a: &[DimId], b: &[DimId], over: &[DimId]) -> bool {
     let own = |x: &[DimId], y: &[DimId]| {
         let alone: Vec<DimId> = x.iter().copied().filter(|dim| !y.contains(dim)).collect();
         count(graph, &alone)
     };
-    let summed = count(graph, over);
-    let operations = 2 * count(graph, &node.dims) * summed;
-    match own(a, b) >= 8 && own(b, a) >= 8 && summed >= 8 {
-        true => Work { tensor: operations, turns: 1, ..Work::default() },
-        false => Work { vector: operations, turns: u64::from(!over.is_empty()), ..Work::default() },
-    }
+    own(a, b) >= 8 && own(b, a) >= 8 && count(graph, over) >= 8
 }
 
 /// Price of a function, in additions.
