@@ -5,7 +5,8 @@ use crate::examples::examples;
 use chunkwise_abi::{Access, DType, Role};
 use chunkwise_compiler::compile::{Request, derive};
 use chunkwise_compiler::derive::form::{Form, Inside};
-use chunkwise_compiler::graph::ir::{Graph, Op};
+use chunkwise_compiler::graph::build::Builder;
+use chunkwise_compiler::graph::ir::{DimKind, Graph, NodeId, Op, Solve};
 use chunkwise_compiler::graph::split::price::Prices;
 use chunkwise_compiler::graph::split::{Handed, Stage, split, temporaries};
 use chunkwise_compiler::graph::text::parse;
@@ -173,33 +174,60 @@ fn what_has_no_carries_stays_whole() {
     }
 }
 
+/// The graph with every solve of one slot and without decay as a product with the inverse, which needs no state.
+fn with_inverses(graph: &Graph) -> Graph {
+    let mut b = Builder::with_dims(graph.dims.clone());
+    let u = b.dim("u", DimKind::Col, graph.rows());
+    let mut new: Vec<NodeId> = Vec::new();
+    for node in &graph.nodes {
+        let mut op = node.op.clone();
+        op.for_each_operand(&mut |x| *x = new[x.index()]);
+        let id = match &op {
+            Op::Solve(solve) if solve.rhs.len() == 1 && solve.gates.events.is_empty() && solve.scale[0].is_none() => {
+                let (t, one) = (solve.row, b.constant(1.0));
+                let ones = b.diagonal(one, t, u);
+                let inverse = Op::Solve(Solve { rhs: vec![ones], transposed: false, ..solve.clone() });
+                let inverse = b.add(inverse, vec![solve.slot, t, u]);
+                let inverse = b.index(inverse, solve.slot, 0);
+                let x = if solve.transposed {
+                    let x = b.contract(inverse, solve.rhs[0], &[t]);
+                    b.rename(x, u, t)
+                } else {
+                    let rhs = b.rename(solve.rhs[0], t, u);
+                    b.contract(inverse, rhs, &[u])
+                };
+                b.stack(vec![Some(x)], solve.slot)
+            }
+            _ => b.add(op, node.dims.clone()),
+        };
+        new.push(id);
+    }
+    let mut graph = Graph { dims: b.dims, nodes: b.nodes, ..graph.clone() };
+    for (_, node) in graph.outputs.iter_mut().chain(&mut graph.saves) {
+        *node = new[node.index()];
+    }
+    for carry in &mut graph.carries {
+        (carry.input, carry.output) = (new[carry.input.index()], new[carry.output.index()]);
+    }
+    simplified(&graph)
+}
+
 #[test]
-fn a_solve_without_a_state_is_prepared() {
-    // The inverse of I − L, applied to what depends on the state by a product.
-    let text = "graph g {
-        dim K : axis 0 64 dim V : axis 1 64 dim t : row 64 dim s : col 64 dim u : axis 2 64 dim e : slot 1
-        step tokens=64 time=t
-        %0 = token k : [t, K]  %1 = token v : [t, V]  %2 = carry S : [K, V]
-        %3 = rename %0 t -> s : [s, K]  %4 = contract %0 %3 over K : [t, s]
-        %5 = const 1.0 : []  %6 = broadcast %5 : [t]  %7 = diagonal %6 t s : [t, s]  %8 = rename %7 s -> u : [t, u]
-        %9 = solve e t s lower (%4) rhs (%8) scale (_) reads (0) writes (0) gates () from 0 to 0 : [e, t, u]
-        %10 = index %9 e at 0 : [t, u]  %11 = contract %0 %2 over K : [t, V]  %12 = sub %1 %11 : [t, V]
-        %13 = rename %12 t -> u : [V, u]  %14 = contract %10 %13 over u : [t, V]
-        %15 = contract %0 %14 over t : [K, V]  %16 = add %2 %15 : [K, V]
-        carry S = %2 -> %16 init=init.S final=final.S
-        output out.o = %14
-    }";
-    let graph = simplified(&parse(text).unwrap());
-    for (stages, expected) in [
-        (Stages::PreparePass, &["prepare", "pass"][..]),
-        (Stages::PassOutputs, &["pass", "outputs"]),
-        (Stages::PreparePassOutputs, &["prepare", "pass", "outputs"]),
-    ] {
-        let parts = stages_of(&graph, stages, &Prices::default()).unwrap();
-        assert_eq!(names(&parts), expected);
-        for part in &parts {
-            let first = part.name == expected[0];
-            assert_eq!(has_solve(part), first, "{stages}: only the first kernel solves, {}", part.name);
+fn what_has_no_state_is_prepared() {
+    for name in ["delta_rule", "gated_delta_rule", "kda"] {
+        for graph in of(name) {
+            let graph = with_inverses(&graph);
+            for stages in [Stages::PreparePass, Stages::PreparePassOutputs] {
+                let parts = stages_of(&graph, stages, &Prices::default()).unwrap();
+                assert_eq!(parts[0].name, "prepare", "{}", graph.name);
+                for part in &parts {
+                    println!("{}: {} nodes", part.graph.name, part.graph.nodes.len());
+                    for handed in &part.writes {
+                        println!("    {} [{}], {}", handed.name, handed.axes.join(", "), handed.bytes_per_token());
+                    }
+                    assert_eq!(has_solve(part), part.name == "prepare", "{stages}: {}", part.graph.name);
+                }
+            }
         }
     }
 }
