@@ -10,6 +10,7 @@ pub mod emit;
 pub mod explain;
 pub mod fmt;
 pub mod run;
+pub mod tune;
 pub mod verify;
 
 /// What to do.
@@ -27,6 +28,8 @@ pub enum Command {
     Emit(emit::Arguments),
     /// Measure compiled code on this machine
     Bench(bench::Arguments),
+    /// Find the fastest schedule on a GPU
+    Tune(tune::Arguments),
     /// Show how a recurrence is derived, or what an error code means
     Explain(explain::Arguments),
     /// Say what this machine has and what chunkwise lacks
@@ -44,6 +47,7 @@ pub fn run(command: Command) -> Result<(), Failure> {
         Command::Verify(arguments) => verify::run(&arguments),
         Command::Emit(arguments) => emit::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
+        Command::Tune(arguments) => tune::run(&arguments),
         Command::Explain(arguments) => explain::run(&arguments),
         Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Build(arguments) => build::run(&arguments),

@@ -44,6 +44,7 @@ fn without_a_gpu_every_command_says_so_in_one_sentence() {
         &["run", &file, "--input", &input, "--output", &output, "--device", "cuda:3"],
         &["verify", &file, "--device", "cuda"],
         &["bench", &file, "--device", "cuda:0"],
+        &["tune", &file],
     ] {
         let run = chunkwise(arguments).refused(&[]);
         assert_eq!(run.err.trim(), format!("error: {error}"), "{arguments:?}");
@@ -62,6 +63,7 @@ fn devices_and_families_that_are_none_are_refused() {
             .refused(&[&format!("there is no device `{word}`"), "cuda:NUMBER"]);
     }
     chunkwise(&["verify", &file, "--arch", "sm_80"]).refused(&["--device cuda only"]);
+    chunkwise(&["tune", &file, "--device", "cpu"]).refused(&["only GPUs are tuned for"]);
     chunkwise(&["emit", &file, "--to", "ptx", "--arch", "sm_70"]).refused(&["sm_80", "sm_90a"]);
     chunkwise(&["emit", &file, "--to", "asm", "--arch", "sm_80"]).refused(&["--to ptx or --to sass"]);
     let nowhere = [("CHUNKWISE_PTXAS", "/nowhere/ptxas")];
