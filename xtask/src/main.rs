@@ -4,6 +4,7 @@
 //! the machine lacks something that only its owner can bring. Every command that changes the machine is said aloud
 //! before it runs. It never depends on a crate outside the standard library, so that it builds before anything else.
 
+mod assembler;
 mod bench;
 mod demo;
 mod packages;

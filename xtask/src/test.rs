@@ -1,12 +1,14 @@
 //! Everything that has to hold before a change is good: formatting, lints, the rules of the house, tests, the book.
 //! In: the working tree; out: done, or the first thing that fails. It never repairs anything.
 
+use crate::assembler;
 use crate::packages;
 use crate::steps::{self, Stop};
 
 /// Installs what is missing, then checks everything.
 pub fn run() -> Result<(), Stop> {
     packages::ensure(&packages::BUILD)?;
+    assembler::ensure();
     steps::cargo(&["fmt", "--all", "--check"])?;
     tidy()?;
     steps::cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"])?;
