@@ -46,6 +46,12 @@ fn stages_with_void_rows() {
     every_mechanism(20, [1, 45, 1]);
 }
 
+#[test]
+fn stages_of_nothing_and_of_one_token() {
+    every_mechanism(4, [1, 0, 1]);
+    every_mechanism(4, [1, 1, 1]);
+}
+
 /// Whether the loop over the chunks of a sequence may run in any order.
 fn any_order(body: &[Stmt]) -> bool {
     body.iter().any(|stmt| match stmt {

@@ -112,3 +112,30 @@ fn stages_of_every_example() {
         }
     }
 }
+
+#[test]
+fn stages_of_packed_sequences() {
+    for (at, (name, program)) in examples().iter().enumerate() {
+        if !["gated_delta_rule", "mlstm", "retention", "hgrn"].contains(&name.as_str()) {
+            continue;
+        }
+        let mut case = Case::draw(at as u64, program);
+        (case.batch, case.tokens, case.full) = (1, 21, false);
+        (case.regime, case.mixed) = (Regime::Usual, false);
+        case.sizes = program.axes.iter().enumerate().map(|(at, axis)| (axis.name.clone(), 2 + at)).collect();
+        let instance = Instance::new(program, &case.sizes, &BTreeMap::new()).unwrap();
+        let request = Request {
+            form: Form::Chunkwise,
+            chunk: Some(4),
+            max_length: 21,
+            backward: true,
+            inside: Inside::default(),
+        };
+        let graphs = graphs(&derive(&instance, &request).unwrap());
+        let offsets = Some(vec![0, 7, 7, 20, 21]);
+        let extent = Extent { batch: 1, length: 21, heads: case.heads, offsets };
+        let results =
+            run_all(&graphs, &case.bundle(program), &extent).unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert!(results.keys().any(|name| name.starts_with("grad.")));
+    }
+}

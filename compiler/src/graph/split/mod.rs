@@ -39,7 +39,7 @@ use crate::schedule::Schedule;
 use crate::tile::ir::Kernel;
 use chunkwise_abi::{Access, ArgSignature, DType, Role};
 use cut::{Choice, Choices, NEVER};
-use price::{Prices, handed_bytes, node_work, on_tensor_cores};
+use price::{Prices, elements, node_work, on_tensor_cores};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What names of values handed on begin with.
@@ -131,6 +131,8 @@ struct Splitter<'g> {
     schedule: Schedule,
     /// By node: it depends on a carry of the pass.
     carried: Vec<bool>,
+    /// By node: bytes of an element, were it handed on.
+    bytes: Vec<u64>,
     /// By carry: it only adds up, and stands in a stage of its own.
     sums: Vec<Option<NodeId>>,
     /// By node handed on: its name.
@@ -166,12 +168,21 @@ impl<'g> Splitter<'g> {
         for (at, node) in graph.nodes.iter().enumerate() {
             carried[at] |= node.op.operands().iter().any(|x| carried[x.index()]);
         }
+        let type_of = |only| if only { schedule.operands } else { DType::F32 };
+        let mut bytes: Vec<u64> = only_multiplied(graph).into_iter().map(|only| type_of(only).bytes() as u64).collect();
+        for carry in &graph.carries {
+            let bytes = &mut bytes[carry.input.index()];
+            *bytes = (*bytes).min(schedule.states.bytes() as u64);
+        }
+        for (_, node) in &graph.saves {
+            bytes[node.index()] = DType::F32.bytes() as u64;
+        }
         let taken = graph.nodes.iter().filter_map(|node| match &node.op {
             Op::Input { name, .. } => Some(name.clone()),
             _ => None,
         });
         let taken = taken.chain(graph.saves.iter().map(|(name, _)| name.clone())).collect();
-        Splitter { graph, prices, schedule: *schedule, carried, sums, names: BTreeMap::new(), taken }
+        Splitter { graph, prices, schedule: *schedule, carried, bytes, sums, names: BTreeMap::new(), taken }
     }
 
     /// `prepare`, and a pass that does all the rest.
@@ -336,11 +347,11 @@ impl<'g> Splitter<'g> {
     }
 
     fn writing(&self, x: NodeId) -> u64 {
-        self.prices.moving(handed_bytes(self.graph, self.graph.node(x)) + self.prices.handing)
+        self.reading(x) + self.prices.moving(self.prices.handing)
     }
 
     fn reading(&self, x: NodeId) -> u64 {
-        self.prices.moving(handed_bytes(self.graph, self.graph.node(x)))
+        self.prices.moving(self.bytes[x.index()] * elements(self.graph, self.graph.node(x)))
     }
 
     /// These nodes and all they are computed from.
@@ -477,8 +488,12 @@ impl<'g> Splitter<'g> {
     /// Decides the type of everything handed on. What a caller sees is float32.
     fn set_types(&self, stages: &mut [Stage]) {
         let mut not_operands: BTreeSet<String> = BTreeSet::new();
-        for stage in stages.iter() {
-            not_operands.extend(beyond_products(&stage.graph));
+        for Stage { graph, .. } in stages.iter() {
+            for (node, only) in graph.nodes.iter().zip(only_multiplied(graph)) {
+                if let (Op::Input { name, kind: InputKind::Saved, .. }, false) = (&node.op, only) {
+                    not_operands.insert(name.clone());
+                }
+            }
         }
         let is_state =
             |name: &str| {
@@ -499,30 +514,25 @@ impl<'g> Splitter<'g> {
     }
 }
 
-/// Names of the saved inputs that a graph does more with than multiply them on the tensor cores, as they are.
-fn beyond_products(graph: &Graph) -> BTreeSet<String> {
-    // By node: the input that it is, moved about, negated or with void rows set to zero: rounding does as well before.
-    let mut of: Vec<Option<NodeId>> = vec![None; graph.nodes.len()];
-    let mut beyond = BTreeSet::new();
-    let name = |x: NodeId| match &graph.node(x).op {
-        Op::Input { name, .. } => Some(name.clone()),
-        _ => None,
-    };
-    for (at, node) in graph.nodes.iter().enumerate() {
-        if let Op::Input { kind: InputKind::Saved, .. } = &node.op {
-            of[at] = Some(NodeId(at as u32));
-        }
-        let moved = moved(&node.op);
-        if let Some(x) = moved {
-            of[at] = of[x.index()];
-        } else if !rounds_operands(graph, node) {
-            beyond.extend(node.op.operands().into_iter().filter_map(|x| name(of[x.index()]?)));
+/// By node: whether nothing is done with it but to multiply it on the tensor cores, also when it was moved about, negated
+/// or had its void rows set to zero before: rounding comes out the same before and after that.
+fn only_multiplied(graph: &Graph) -> Vec<bool> {
+    let mut only = vec![true; graph.nodes.len()];
+    let results = graph.outputs.iter().chain(&graph.saves).map(|(_, node)| *node);
+    for result in results.chain(graph.carries.iter().map(|carry| carry.output)) {
+        only[result.index()] = false;
+    }
+    // Users come later.
+    for (at, node) in graph.nodes.iter().enumerate().rev() {
+        let kept = match moved(&node.op) {
+            Some(_) => only[at],
+            None => rounds_operands(graph, node),
+        };
+        if !kept {
+            node.op.operands().iter().for_each(|x| only[x.index()] = false);
         }
     }
-    let results = graph.outputs.iter().chain(&graph.saves).map(|(_, node)| *node);
-    let results = results.chain(graph.carries.iter().map(|carry| carry.output));
-    beyond.extend(results.filter_map(|x| name(of[x.index()]?)));
-    beyond
+    only
 }
 
 /// The operand whose elements a node's are, in other places, negated, or zero.

@@ -73,9 +73,9 @@ fn count(graph: &Graph, dims: &[DimId]) -> u64 {
     dims.iter().map(|&dim| graph.dim(dim).size as u64).product()
 }
 
-/// Bytes of a value handed on in float32.
-pub fn handed_bytes(graph: &Graph, node: &Node) -> u64 {
-    4 * count(graph, &node.dims)
+/// Elements of a value.
+pub fn elements(graph: &Graph, node: &Node) -> u64 {
+    count(graph, &node.dims)
 }
 
 /// What a whole graph takes, its inputs and results included.
@@ -88,7 +88,7 @@ pub fn graph_work(graph: &Graph, prices: &Prices) -> Work {
         total.bytes += prices.token_bytes * count(graph, &graph.node(*node).dims);
     }
     for (_, node) in &graph.saves {
-        total.bytes += handed_bytes(graph, graph.node(*node));
+        total.bytes += 4 * elements(graph, graph.node(*node));
     }
     total
 }
