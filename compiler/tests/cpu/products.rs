@@ -85,6 +85,39 @@ fn triangles_leave_out_only_what_does_not_matter() {
     }
 }
 
+/// A product may multiply what it is added to in passing, if that is all of what is multiplied.
+#[test]
+fn what_a_product_is_added_to_may_be_scaled_before() {
+    for (rows, columns, update, triangle) in [
+        (32, 48, "+=", ""),
+        (20, 17, "+=", "lower_left"),
+        (20, 17, "-=", ""),
+        (32, 48, "+=", "lower"),
+        (40, 48, "+=", ""),
+    ] {
+        let kernel = checked(&format!(
+            "kernel scaled {{
+               arg a : f32 head[32, 32] read arg b : f32 head[32, 48] read arg d : f32 head[40, 48] read
+               arg x : f32 head[3] read arg out : f32 head[40, 48] write
+               buf %a : [32, 32] buf %b : [32, 48] buf %d : [40, 48] buf %x : [1, 3]
+               for r in 0 .. 32 {{
+                 lanes c in 0 .. 32 {{ %a[r, c] = select(c <= r, a[r, c], 0.0) }}
+                 lanes c in 0 .. 48 {{ %b[r, c] = b[r, c] }}
+               }}
+               lanes c in 0 .. 3 {{ %x[0, c] = x[c] }}
+               for r in 0 .. 40 {{ lanes c in 0 .. 48 {{ %d[r, c] = d[r, c] }} }}
+               for r in 0 .. {rows} {{ lanes c in 0 .. {columns} {{ %d[r, c] = %x[0, 1] * %d[r, c] }} }}
+               matmul %d[{m}, {columns}] {update} %a[{m}, 32] * %b[32, {columns}] {triangle}
+               for r in 0 .. 40 {{ lanes c in 0 .. 48 {{ out[r, c] = {kept} }} }}
+             }}",
+            m = rows.min(32),
+            kept = if triangle == "lower" { "select(c <= r, %d[r, c], 0.0)" } else { "%d[r, c]" },
+        ));
+        let call = fill(&kernel, HostCall::new(1, 1, 1), &[], &mut Numbers(11));
+        agree(&kernel, &call, 1e-5);
+    }
+}
+
 #[test]
 fn the_length_of_a_contraction_may_depend_on_a_loop() {
     let kernel = checked(

@@ -8,8 +8,8 @@ use super::lanes::Group;
 use super::writer::{Elem, Ty, Val, Writer};
 use super::{Vectors, matmul, memory, requests};
 use crate::tile::ir::{
-    Affine, ArgId, Compare, Cond, Expr, Index, Kernel, LocalId, Matmul, Order, Stmt, Symbol, Triangle, Update, VarId,
-    View,
+    Affine, ArgId, BinaryOp as Binary, Compare, Cond, Expr, Index, Kernel, LocalId, Matmul, Memory, Order, Place, Stmt,
+    Symbol, Triangle, Update, VarId, View,
 };
 use chunkwise_abi::Role;
 use std::collections::{HashMap, HashSet};
@@ -155,9 +155,7 @@ impl Lowering<'_> {
         }
         let item = self.w.open_for(begin, end, 1);
         self.item(item);
-        for stmt in &self.kernel.body {
-            self.stmt(stmt);
-        }
+        self.stmts(&self.kernel.body);
         self.w.end();
 
         if self.tensors.iter().any(|tensor| tensor.streams.is_some()) {
@@ -259,9 +257,54 @@ impl Lowering<'_> {
     }
 
     pub(super) fn stmts(&mut self, body: &[Stmt]) {
-        for stmt in body {
+        let mut rest = body;
+        while let Some((stmt, after)) = rest.split_first() {
+            rest = after;
+            if let Some((Stmt::Matmul(product), after)) = rest.split_first()
+                && let Some(factor) = self.scaling(stmt, product)
+            {
+                self.matmul(product, Some(factor));
+                rest = after;
+                continue;
+            }
             self.stmt(stmt);
         }
+    }
+
+    /// The factor, if a statement does nothing but multiply by one number what a product is then added to: the product
+    /// can do that in passing, with the same roundings.
+    fn scaling<'s>(&self, stmt: &'s Stmt, product: &Matmul) -> Option<&'s Expr> {
+        let Stmt::For { var: row, lo, hi, order: _, body } = stmt else { return None };
+        let [Stmt::Lanes { var: column, extent, body }] = body.as_slice() else { return None };
+        let [Stmt::Store { place, value: Expr::Binary(Binary::Mul, a, b) }] = body.as_slice() else { return None };
+        let whole = Place {
+            memory: Memory::Buffer(product.dst.buffer),
+            indices: [row, column].map(|var| Index { value: variable(*var), at_most: None }).to_vec(),
+        };
+        let there = Expr::Load(whole.clone());
+        let factor = match (&**a, &**b) {
+            (old, factor) | (factor, old) if *old == there => factor,
+            _ => return None,
+        };
+        let fixed = |n: usize| {
+            let constant = i64::try_from(n).expect("a buffer fits memory");
+            Index { value: Affine { constant, ..Affine::default() }, at_most: None }
+        };
+        let pitch = self.kernel.buffers[product.dst.buffer.0 as usize].pitch();
+        let uniform = match factor {
+            Expr::Const(_) => true,
+            Expr::Load(from) => {
+                let moves = |index: &Index| index.value.vars.iter().any(|(v, _)| v == row || v == column);
+                from.memory != whole.memory && !from.indices.iter().any(moves)
+            }
+            Expr::Local(_) | Expr::Unary(..) | Expr::Binary(..) | Expr::Select(..) | Expr::SelectValue(..) => false,
+        };
+        let covered = product.update == Update::Add
+            && product.triangle != Triangle::LowerResult
+            && product.dst.offset == Affine::default()
+            && product.dst.row_stride == pitch
+            && (*lo == fixed(0) && *hi == fixed(product.m) && *extent == product.n);
+        (*place == whole && uniform && covered).then_some(factor)
     }
 
     fn stmt(&mut self, stmt: &Stmt) {
@@ -322,11 +365,11 @@ impl Lowering<'_> {
             Stmt::ReduceLanes { place, op, var, extent, value, accumulate } => {
                 self.reduce(place, *op, *var, *extent, value, *accumulate);
             }
-            Stmt::Matmul(product) => self.matmul(product),
+            Stmt::Matmul(product) => self.matmul(product, None),
         }
     }
 
-    fn matmul(&mut self, product: &Matmul) {
+    fn matmul(&mut self, product: &Matmul, factor: Option<&Expr>) {
         let size = |n: usize| i64::try_from(n).expect("a buffer fits memory");
         let dst = self.view(&product.dst);
         let a = self.view(&product.a);
@@ -337,11 +380,16 @@ impl Lowering<'_> {
         let a_col = self.w.i64(size(product.a.col_stride));
         let b_stride = self.w.i64(size(product.b.row_stride));
         let (m, n) = (self.w.i64(size(product.m)), self.w.i64(size(product.n)));
-        let update = self.w.i64(match product.update {
-            Update::Set => matmul::SET,
-            Update::Add => matmul::ADD,
-            Update::Subtract => matmul::SUBTRACT,
+        let update = self.w.i64(match (product.update, factor) {
+            (Update::Add, Some(_)) => matmul::SCALE,
+            (Update::Set, _) => matmul::SET,
+            (Update::Add, None) => matmul::ADD,
+            (Update::Subtract, _) => matmul::SUBTRACT,
         });
+        let factor = match factor {
+            Some(factor) => self.values(factor)[0],
+            None => self.w.f32(1.0, 0),
+        };
         let triangle = self.w.i64(match product.triangle {
             Triangle::Full => matmul::FULL,
             Triangle::LowerResult => matmul::LOWER_RESULT,
@@ -349,7 +397,7 @@ impl Lowering<'_> {
             Triangle::UpperLeft => matmul::UPPER_LEFT,
         });
         let requests = self.requests.expect("every kernel with a product has them");
-        let operands = [dst, dst_stride, a, a_row, a_col, b, b_stride, m, n, k, update, triangle, requests];
+        let operands = [dst, dst_stride, a, a_row, a_col, b, b_stride, m, n, k, update, triangle, requests, factor];
         self.functions.needs_matmul = true;
         self.w.raw(format_args!("{}", matmul::call(&operands)));
     }
@@ -468,6 +516,10 @@ impl Lowering<'_> {
         self.sums.pop();
         self.quotients.pop();
     }
+}
+
+fn variable(var: VarId) -> Affine {
+    Affine { vars: vec![(var, 1)], ..Affine::default() }
 }
 
 /// How an element stands in memory.

@@ -5,7 +5,7 @@
 //! contraction. One row of `b` is loaded for every term, elements of `a` are broadcast from memory. Triangles shorten
 //! the contraction of a block, or leave the block out.
 //!
-//! `@matmul(dst, dst_row, a, a_row, a_col, b, b_row, m, n, k, update, triangle, requests)`, strides in elements.
+//! `@matmul(dst, dst_row, a, a_row, a_col, b, b_row, m, n, k, update, triangle, requests, factor)`, strides in elements.
 
 use super::Vectors;
 use super::writer::{Elem, Ty, Val, Writer};
@@ -13,6 +13,8 @@ use super::writer::{Elem, Ty, Val, Writer};
 pub(super) const SET: i64 = 0;
 pub(super) const ADD: i64 = 1;
 pub(super) const SUBTRACT: i64 = 2;
+/// What is there, times the factor, and the product added.
+pub(super) const SCALE: i64 = 3;
 pub(super) const FULL: i64 = 0;
 pub(super) const LOWER_RESULT: i64 = 1;
 pub(super) const LOWER_LEFT: i64 = 2;
@@ -21,13 +23,13 @@ pub(super) const UPPER_LEFT: i64 = 3;
 /// Rows whose elements of `a` are found from one address.
 const SHARED: usize = 8;
 
-const MATMUL_TYPES: [Ty; 13] = {
+const MATMUL_TYPES: [Ty; 14] = {
     let (p, i) = (Ty::PTR, Ty::I64);
-    [p, i, p, i, i, p, i, i, i, i, i, i, p]
+    [p, i, p, i, i, p, i, i, i, i, i, i, p, Ty::F32]
 };
 
 /// The call of `@matmul`.
-pub(super) fn call(operands: &[Val; 13]) -> String {
+pub(super) fn call(operands: &[Val; 14]) -> String {
     call_of("matmul", operands, &MATMUL_TYPES)
 }
 
@@ -86,7 +88,8 @@ fn driver(vectors: &Vectors) -> String {
     let wide_columns = w.intrinsic("smin", &[left, both], Ty::I64);
     let narrow_columns = w.intrinsic("smin", &[left, one_vector], Ty::I64);
     let strip = |w: &mut Writer, strip: usize, columns: Val, from: Val, to: Val| {
-        let operands = [strip_dst, p[1], p[2], p[3], p[4], strip_b, p[6], columns, from, to, p[9], p[10], p[11], p[12]];
+        let operands =
+            [strip_dst, p[1], p[2], p[3], p[4], strip_b, p[6], columns, from, to, p[9], p[10], p[11], p[12], p[13]];
         w.raw(format_args!("{}", call_of(&format!("strip_{strip}"), &operands, &STRIP_TYPES)));
     };
     let some = w.icmp("slt", first, narrow_end, Ty::I64);
@@ -100,10 +103,10 @@ fn driver(vectors: &Vectors) -> String {
     w.finish(&signature("matmul", &MATMUL_TYPES, "no_inline"))
 }
 
-/// `(dst, dst_row, a, a_row, a_col, b, b_row, columns, from, to, k, update, triangle, requests)`
-const STRIP_TYPES: [Ty; 14] = {
+/// `(dst, dst_row, a, a_row, a_col, b, b_row, columns, from, to, k, update, triangle, requests, factor)`
+const STRIP_TYPES: [Ty; 15] = {
     let (p, i) = (Ty::PTR, Ty::I64);
-    [p, i, p, i, i, p, i, i, i, i, i, i, i, p]
+    [p, i, p, i, i, p, i, i, i, i, i, i, i, p, Ty::F32]
 };
 
 /// Cuts the rows of a strip into blocks.
@@ -221,7 +224,37 @@ fn block(w: &mut Writer, vectors: &Vectors, strip: usize, rows: usize, i: Val, p
     let (plus, minus) = (w.f32(1.0, 0), w.f32(-1.0, 0));
     let sign = w.select(subtracts, minus, plus, Ty::F32);
     let sign = w.broadcast(sign, Elem::F32, lanes);
-    let zeros = w.f32(0.0, lanes);
+    let settled = Settled { dst_first, dst_row, strip, width, ty, mask, keep, sign };
+    let scale = w.i64(SCALE);
+    let scales = w.icmp("eq", update, scale, Ty::I64);
+    w.open_if(scales);
+    let factor = w.broadcast(p[14], Elem::F32, lanes);
+    settle(w, vectors, &settled, &sums, Some(factor));
+    w.open_else();
+    settle(w, vectors, &settled, &sums, None);
+    w.end();
+}
+
+/// Where the sums of a block go and how.
+struct Settled {
+    dst_first: Val,
+    dst_row: Val,
+    strip: usize,
+    width: i64,
+    ty: Ty,
+    /// Lanes of the last vector that are columns.
+    mask: Val,
+    /// Whether what is there matters.
+    keep: Val,
+    /// 1 or −1, in every lane.
+    sign: Val,
+}
+
+/// Writes the sums of a block: (what is there, times the factor if there is one) ± sum.
+fn settle(w: &mut Writer, vectors: &Vectors, to: &Settled, sums: &[Val], factor: Option<Val>) {
+    let Settled { dst_first, dst_row, strip, width, ty, mask, keep, sign } = *to;
+    let zeros = w.f32(0.0, vectors.lanes);
+    let scaled = |w: &mut Writer, old: Val| factor.map_or(old, |factor| w.op("fmul", old, factor, ty));
     for (n, sum) in sums.iter().enumerate() {
         let row = w.i64(i64::try_from(n / strip).expect("a block is small"));
         let offset = w.op("mul", dst_row, row, Ty::I64);
@@ -230,12 +263,14 @@ fn block(w: &mut Writer, vectors: &Vectors, strip: usize, rows: usize, i: Val, p
         let last = n % strip + 1 == strip;
         if vectors.masks {
             let old = w.masked_load(at, keep, ty);
+            let old = scaled(w, old);
             let value = w.intrinsic("fmuladd", &[*sum, sign, old], ty);
             if last { w.masked_store(value, at, mask, ty) } else { w.store(value, at, ty, "") }
         } else {
             // Scratch belongs to this worker alone: writing back what was there is the cheaper mask.
             let there = w.load(at, ty, "");
             let old = w.select(keep, there, zeros, ty);
+            let old = scaled(w, old);
             let value = w.intrinsic("fmuladd", &[*sum, sign, old], ty);
             let value = if last { w.select(mask, value, there, ty) } else { value };
             w.store(value, at, ty, "");
