@@ -100,7 +100,7 @@ fn graphs_after(
 
 /// The tile programs of a form, for a processor.
 pub fn tiles(derived: &Derived, dtype: DType, parts: Parts) -> Result<Vec<Tile>, CompileError> {
-    tiles_as(graphs(derived, parts)?, &Options { dtype_tokens: dtype, ..Options::default() })
+    tiles_as(graphs_after(derived, parts, pipeline::FOR_CPU)?, &Options { dtype_tokens: dtype, ..Options::default() })
 }
 
 /// The tile programs of a form, for a GPU.

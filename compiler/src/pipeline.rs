@@ -3,7 +3,7 @@
 //! Comes in: nothing. Goes out: tables of passes, for the runner in [`crate::pass`] and for whoever lists them.
 
 use crate::graph::ir::Graph;
-use crate::graph::passes::{cse, dce, fold, sum_gates};
+use crate::graph::passes::{cse, dce, fold, scale_late, sum_gates};
 use crate::pass::Pass;
 
 /// Numbers are folded, neutral terms and inverse pairs go.
@@ -21,6 +21,16 @@ pub const DCE: Pass<Graph> =
 
 /// What every graph goes through after it was made or rewritten.
 pub const SIMPLIFY: &[Pass<Graph>] = &[FOLD, CSE, DCE];
+
+/// Factors after the contractions that do not sum over them.
+pub const SCALE_LATE: Pass<Graph> = Pass {
+    name: "scale-late",
+    about: "multiply by a factor after the contraction that does not sum over it",
+    run: scale_late::scale_late,
+};
+
+/// What a graph goes through for a processor.
+pub const FOR_CPU: &[Pass<Graph>] = &[FOLD, CSE, DCE, SCALE_LATE, CSE, DCE];
 
 /// Sums along time as products.
 pub const SUM_GATES: Pass<Graph> = Pass {

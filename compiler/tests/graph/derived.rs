@@ -8,7 +8,7 @@ use chunkwise_compiler::graph::ir::Graph;
 use chunkwise_compiler::graph::text::{parse, print};
 use chunkwise_compiler::graph::verify::verify;
 use chunkwise_compiler::pass::{self, Options};
-use chunkwise_compiler::pipeline::{FOR_GPU, SIMPLIFY};
+use chunkwise_compiler::pipeline::{FOR_CPU, FOR_GPU, SIMPLIFY};
 use chunkwise_compiler::tensor::Bundle;
 use chunkwise_dsl::instance::Instance;
 use chunkwise_dsl::program::{Program, Range, TensorKind};
@@ -95,15 +95,19 @@ fn graphs_of_every_example_verify_and_simplify() {
             let before = interp::run_backward(&saving, &backward, &given, None).unwrap();
             let after = interp::run_backward(&simple_saving, &simple_backward, &given, None).unwrap();
             assert_eq!(before.len(), after.len(), "{label}");
-            let spread = [saving, backward].map(|mut graph| {
-                pass::run(&mut graph, FOR_GPU, &mut Options { verify: true, dump: None })
-                    .unwrap_or_else(|error| panic!("{label}: {error}"));
-                graph
+            let [spread, scaled] = [FOR_GPU, FOR_CPU].map(|passes| {
+                let [saving, backward] = [&saving, &backward].map(|graph| {
+                    let mut graph = graph.clone();
+                    pass::run(&mut graph, passes, &mut Options { verify: true, dump: None })
+                        .unwrap_or_else(|error| panic!("{label}: {error}"));
+                    graph
+                });
+                interp::run_backward(&saving, &backward, &given, None).unwrap()
             });
-            let spread = interp::run_backward(&spread[0], &spread[1], &given, None).unwrap();
             for (result, tensor) in &before {
                 assert_close(&after[result].data, &tensor.data, 1e-12);
                 assert_close(&spread[result].data, &tensor.data, 1e-12);
+                assert_close(&scaled[result].data, &tensor.data, 1e-12);
             }
         }
     }

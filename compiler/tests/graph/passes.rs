@@ -5,7 +5,7 @@ use chunkwise_compiler::error::CompileError;
 use chunkwise_compiler::graph::ir::{Graph, NodeId, Op};
 use chunkwise_compiler::graph::text::print;
 use chunkwise_compiler::pass::{self, Options, Pass};
-use chunkwise_compiler::pipeline::{CSE, DCE, FOLD, SIMPLIFY};
+use chunkwise_compiler::pipeline::{CSE, DCE, FOLD, FOR_CPU, SIMPLIFY};
 
 fn simplified(text: &str) -> Graph {
     let mut graph = graph(text);
@@ -198,4 +198,45 @@ fn the_runner_reports_dumps_and_stops_at_a_broken_graph() {
     let error = pass::run(&mut graph(text), &[FOLD, CSE, breaking, DCE], &mut Options { verify: true, dump: None });
     let Err(CompileError::Bug { pass: "break", dump, .. }) = error else { panic!("{error:?}") };
     assert!(dump.contains("output o = %7\n  ; ^ %7 does not exist"), "{dump}");
+}
+
+/// The contraction over K of x with y, each as given, for a processor.
+fn contracted(nodes: &str) -> String {
+    let text = format!(
+        "graph g {{\n dim t : row 4\n dim s : col 4\n dim K : axis 0 2\n step tokens=4 time=t\n\
+         %0 = token x : [t, K]\n%1 = token y : [t, K]\n%2 = token z : [t]\n%3 = rename %1 t -> s : [s, K]\n{nodes}\n}}"
+    );
+    let mut simple = graph(&text);
+    pass::run(&mut simple, FOR_CPU, &mut Options { verify: true, dump: None }).unwrap();
+    let mut draw = Draw(5);
+    let tensors = bundle(vec![
+        ("x", draw.tensor(&[1, 7, 1, 2], -1.0, 1.0)),
+        ("y", draw.tensor(&[1, 7, 1, 2], -1.0, 1.0)),
+        ("z", draw.tensor(&[1, 7, 1], -1.0, 1.0)),
+    ]);
+    assert_close(&run(&simple, &tensors)["o"].data, &run(&graph(&text), &tensors)["o"].data, 1e-14);
+    print(&simple)
+        .lines()
+        .filter(|line| line.contains("mul") || line.contains("contract"))
+        .map(str::trim)
+        .collect::<Vec<_>>()
+        .join("\n")
+}
+
+#[test]
+fn factors_go_after_the_contractions_that_do_not_sum_over_them() {
+    // Two factors of the row, one after the other.
+    let rows = "%4 = mul %2 %0 : [t, K]\n%5 = mul %4 %2 : [t, K]\n%6 = contract %5 %3 over K : [t, s]\n\
+                %7 = sum %6 over s : [t]\noutput o = %7";
+    assert_eq!(
+        contracted(rows),
+        "%4 = contract %0 %3 over K : [t, s]\n%5 = mul %4 %2 : [t, s]\n%6 = mul %5 %2 : [t, s]"
+    );
+    // A factor that is summed over stays, and so does one whose product something else reads.
+    let summed = "%4 = mul %2 %0 : [t, K]\n%5 = contract %4 %1 over t : [K]\n%6 = sum %5 over K : []\n\
+                  %7 = mul %6 %2 : [t]\noutput o = %7";
+    assert!(contracted(summed).contains("[t, K]\n"), "{}", contracted(summed));
+    let read = "%4 = mul %2 %0 : [t, K]\n%5 = contract %4 %3 over K : [t, s]\n%6 = sum %5 over s : [t]\n\
+                %7 = mul %4 %6 : [t, K]\n%8 = sum %7 over K : [t]\noutput o = %8";
+    assert!(contracted(read).contains("= mul %2 %0 : [t, K]"), "{}", contracted(read));
 }

@@ -7,7 +7,7 @@ use chunkwise_compiler::graph::shape::{Scope, canonical};
 use chunkwise_compiler::graph::text::{parse, print};
 use chunkwise_compiler::graph::verify::verify;
 use chunkwise_compiler::pass::{self, Options};
-use chunkwise_compiler::pipeline::SIMPLIFY;
+use chunkwise_compiler::pipeline::FOR_CPU;
 use chunkwise_compiler::tensor::Bundle;
 use std::collections::BTreeMap;
 
@@ -146,7 +146,7 @@ fn simplifying_keeps_every_result() {
         }
 
         let mut simple = graph.clone();
-        pass::run(&mut simple, SIMPLIFY, &mut Options { verify: true, dump: None })
+        pass::run(&mut simple, FOR_CPU, &mut Options { verify: true, dump: None })
             .unwrap_or_else(|error| panic!("case {case}: {error}\n{text}"));
         assert!(simple.nodes.len() <= graph.nodes.len());
         let mut given = Bundle::new();
