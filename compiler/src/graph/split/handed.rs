@@ -1,0 +1,172 @@
+//! Values handed from one stage to a later one: what they look like outside, which values may be, and in which type.
+//!
+//! Comes in: nodes of a graph. Goes out: what a launcher has to know of each value, and what only products read. Never
+//! decides what is handed on: that is the cut's part.
+
+use super::price::on_tensor_cores;
+use crate::graph::ir::{Graph, Node, NodeId, Op, Unary};
+use chunkwise_abi::{Access, ArgSignature, DType, Role};
+
+/// A value that one stage writes and a later one reads, once a step.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Handed {
+    /// Name, as in the stages' graphs.
+    pub name: String,
+    /// Static dimensions of a step's value, rows among them.
+    pub inner: Vec<usize>,
+    /// Their names.
+    pub axes: Vec<String>,
+    /// Tokens a step.
+    pub tokens: usize,
+    /// Type of an element in memory.
+    pub dtype: DType,
+    /// It is also a result of the graph as a whole: the caller has room for it.
+    pub result: bool,
+}
+
+impl Handed {
+    /// As an argument of a kernel.
+    pub fn argument(&self, access: Access) -> ArgSignature {
+        ArgSignature {
+            name: self.name.clone(),
+            dtype: self.dtype,
+            role: Role::Chunk(self.tokens),
+            inner: self.inner.clone(),
+            axes: self.axes.clone(),
+            access,
+        }
+    }
+
+    /// Bytes of memory for each token of a head.
+    pub fn bytes_per_token(&self) -> f64 {
+        (self.inner.iter().product::<usize>() * self.dtype.bytes()) as f64 / self.tokens as f64
+    }
+}
+
+/// By node: whether nothing is done with it but to multiply it on the tensor cores, also when it was moved about, negated
+/// or had its void rows set to zero before: rounding comes out the same before and after that.
+pub fn only_multiplied(graph: &Graph) -> Vec<bool> {
+    let mut only = vec![true; graph.nodes.len()];
+    let results = graph.outputs.iter().chain(&graph.saves).map(|(_, node)| *node);
+    for result in results.chain(graph.carries.iter().map(|carry| carry.output)) {
+        only[result.index()] = false;
+    }
+    // Users come later.
+    for (at, node) in graph.nodes.iter().enumerate().rev() {
+        let kept = match moved(&node.op) {
+            Some(_) => only[at],
+            None => rounds_operands(graph, node),
+        };
+        if !kept {
+            node.op.operands().iter().for_each(|x| only[x.index()] = false);
+        }
+    }
+    only
+}
+
+/// The operand whose elements a node's are, in other places, negated, or zero.
+fn moved(op: &Op) -> Option<NodeId> {
+    match op {
+        Op::Rename(x, ..)
+        | Op::Index(x, ..)
+        | Op::Split(x, ..)
+        | Op::Merge(x, ..)
+        | Op::DiagonalPart(x, ..)
+        | Op::Diagonal(x, ..)
+        | Op::Broadcast(x)
+        | Op::StopGradient(x)
+        | Op::Unary(Unary::Neg, x) => Some(*x),
+        Op::Guard(x, number) => (*number == 0.0).then_some(*x),
+        Op::Input { .. }
+        | Op::BodyInput(_)
+        | Op::Const(_)
+        | Op::Unary(..)
+        | Op::Binary(..)
+        | Op::Select { .. }
+        | Op::Sum(..)
+        | Op::MaxOver(..)
+        | Op::Contract(..)
+        | Op::Stack(..)
+        | Op::Segment { .. }
+        | Op::SegmentGrad { .. }
+        | Op::Boundary { .. }
+        | Op::BoundaryGrad { .. }
+        | Op::Gated { .. }
+        | Op::Solve(_)
+        | Op::Scan(_)
+        | Op::ScanResult(..) => None,
+    }
+}
+
+/// Whether a node is a product that the tensor cores compute of operands rounded to their type. A product with ones is
+/// a sum, and keeps its digits.
+fn rounds_operands(graph: &Graph, node: &Node) -> bool {
+    let Op::Contract(a, b, over) = &node.op else { return false };
+    let is_mask = |x: NodeId| matches!(&graph.node(x).op, Op::Segment { gates, .. } if gates.events.is_empty());
+    let [left, right] = [a, b].map(|x| &graph.node(*x).dims);
+    let ends = node.dims.last().is_some_and(|last| left.contains(last) != right.contains(last));
+    ends && !is_mask(*a) && !is_mask(*b) && on_tensor_cores(graph, left, right, over)
+}
+
+/// Whether a value is worth keeping as such: not if it is another name for all of its operand, known without data,
+/// at hand anyway, or no value.
+pub fn may_be_handed(op: &Op) -> bool {
+    match op {
+        Op::Input { .. }
+        | Op::BodyInput(_)
+        | Op::Const(_)
+        | Op::Broadcast(_)
+        | Op::Rename(..)
+        | Op::Split(..)
+        | Op::StopGradient(_)
+        | Op::Scan(_) => false,
+        Op::Unary(..)
+        | Op::Binary(..)
+        | Op::Select { .. }
+        | Op::Sum(..)
+        | Op::MaxOver(..)
+        | Op::Contract(..)
+        | Op::Index(..)
+        | Op::Stack(..)
+        | Op::Guard(..)
+        | Op::Diagonal(..)
+        | Op::DiagonalPart(..)
+        | Op::Merge(..)
+        | Op::Segment { .. }
+        | Op::SegmentGrad { .. }
+        | Op::Boundary { .. }
+        | Op::BoundaryGrad { .. }
+        | Op::Gated { .. }
+        | Op::Solve(_)
+        | Op::ScanResult(..) => true,
+    }
+}
+
+/// What a node is called when it is handed on.
+pub fn word(op: &Op) -> &'static str {
+    match op {
+        Op::Contract(..) => "product",
+        Op::Gated { .. } => "gated",
+        Op::Solve(_) => "solve",
+        Op::Scan(_) | Op::ScanResult(..) => "scan",
+        Op::Segment { .. } | Op::Boundary { .. } => "decay",
+        Op::SegmentGrad { .. } | Op::BoundaryGrad { .. } => "decay_grad",
+        Op::Sum(..) | Op::MaxOver(..) => "sum",
+        Op::Input { .. }
+        | Op::BodyInput(_)
+        | Op::Const(_)
+        | Op::Unary(..)
+        | Op::Binary(..)
+        | Op::Select { .. }
+        | Op::Broadcast(_)
+        | Op::Rename(..)
+        | Op::Index(..)
+        | Op::Stack(..)
+        | Op::Guard(..)
+        | Op::Diagonal(..)
+        | Op::DiagonalPart(..)
+        | Op::Split(..)
+        | Op::Merge(..)
+        | Op::StopGradient(_) => "value",
+    }
+}
