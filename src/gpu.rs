@@ -8,6 +8,7 @@ use chunkwise_abi::DType;
 use chunkwise_abi::gpu::GpuRecurrence;
 use chunkwise_compiler::artifact::{self, Parts};
 use chunkwise_compiler::compile::Request;
+use chunkwise_compiler::schedule::Schedule;
 use chunkwise_compiler::target::nvptx::{self, Family};
 use chunkwise_compiler::tensor::Bundle;
 use chunkwise_dsl::instance::Instance;
@@ -29,13 +30,15 @@ pub struct Gpu {
     pub stream: Stream,
     /// What code is made for.
     pub family: &'static Family,
+    /// How work is laid out; none leaves it to the compiler.
+    pub schedule: Option<Schedule>,
     /// NVIDIA's assembler, where it is installed.
     assembler: Option<Assembler>,
 }
 
 impl Gpu {
     /// Opens a GPU, counted from 0. Code is made for its own family unless another is asked for.
-    pub fn open(ordinal: usize, arch: Option<Arch>) -> Result<Gpu, Failure> {
+    pub fn open(ordinal: usize, arch: Option<Arch>, schedule: Option<Schedule>) -> Result<Gpu, Failure> {
         let device = CudaDevice::open(ordinal).map_err(failure)?;
         let (major, minor) = device.facts().capability;
         let family = match arch {
@@ -50,7 +53,8 @@ impl Gpu {
                 capability: (major, minor),
             }));
         }
-        Ok(Gpu { stream: Stream::new(&device).map_err(failure)?, family, assembler: assembler()? })
+        let stream = Stream::new(&device).map_err(failure)?;
+        Ok(Gpu { stream, family, schedule, assembler: assembler()? })
     }
 }
 
@@ -94,7 +98,7 @@ pub fn prepare(
     use_cache: bool,
 ) -> Result<OnGpu, Failure> {
     let (cache, mut warning) = if use_cache { Cache::of_user() } else { (Cache::off(), None) };
-    let key = key(instance, request, parts, dtype, gpu.family);
+    let key = key(instance, request, parts, dtype, gpu.family, gpu.schedule);
     let load = |recurrence: &GpuRecurrence| {
         // SAFETY: compiled for these signatures, here or by the process that stored both under one checksum.
         unsafe { GpuArtifact::load(&gpu.stream, recurrence, gpu.assembler.as_ref(), &cache) }
@@ -110,7 +114,7 @@ pub fn prepare(
         return Ok(OnGpu { artifact, cached: true, warning, compile_time: None, load_time });
     }
     let started = Instant::now();
-    let made = make(instance, request, parts, dtype, gpu.family)?;
+    let made = make(instance, request, parts, dtype, gpu.family, gpu.schedule)?;
     let compile_time = Some(started.elapsed().as_secs_f64());
     let started = Instant::now();
     let mut artifact = load(&made).map_err(failure)?;
@@ -131,13 +135,22 @@ pub fn make(
     parts: Parts,
     dtype: DType,
     family: &Family,
+    schedule: Option<Schedule>,
 ) -> Result<GpuRecurrence, Failure> {
-    Ok(artifact::compile_gpu(instance, request, parts, dtype, family)?)
+    let schedule = schedule.unwrap_or_else(|| artifact::usual_schedule(request));
+    Ok(artifact::compile_gpu(instance, request, parts, dtype, family, &schedule)?)
 }
 
 /// Everything that decides what is compiled.
-fn key(instance: &Instance, request: &Request, parts: Parts, dtype: DType, family: &Family) -> Key {
-    Key::of(format!("gpu {} {family:?} {dtype:?} {parts:?} {request:?} {instance:?}", build()).as_bytes())
+fn key(
+    instance: &Instance,
+    request: &Request,
+    parts: Parts,
+    dtype: DType,
+    family: &Family,
+    schedule: Option<Schedule>,
+) -> Key {
+    Key::of(format!("gpu {} {family:?} {schedule:?} {dtype:?} {parts:?} {request:?} {instance:?}", build()).as_bytes())
 }
 
 /// Runs on float64 tensors.

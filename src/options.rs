@@ -126,11 +126,19 @@ pub struct Where {
     /// Family of GPUs to make code for [default: the one of the GPU]
     #[arg(long, value_enum, value_name = "FAMILY")]
     pub arch: Option<Arch>,
+    /// Kernels on a GPU, as in `pass + outputs, chunk 64` [default: the compiler's choice]
+    #[arg(long, value_name = "SCHEDULE")]
+    pub schedule: Option<chunkwise_compiler::schedule::Schedule>,
 }
 
 impl Where {
     /// Opens it.
     pub fn open(&self) -> Result<Place, Failure> {
+        if let (Device::Cpu, Some(schedule)) = (self.device, self.schedule) {
+            return Err(Failure::Input(format!(
+                "--schedule \"{schedule}\" has a meaning with --device cuda only; leave it out for the cpu"
+            )));
+        }
         match (self.device, self.arch) {
             (Device::Cpu, None) => Ok(Place::Cpu),
             (Device::Cpu, Some(arch)) => Err(Failure::Input(format!(
@@ -138,7 +146,7 @@ impl Where {
                 arch.name()
             ))),
             #[cfg(feature = "llvm")]
-            (Device::Cuda(number), arch) => Ok(Place::Gpu(crate::gpu::Gpu::open(number, arch)?)),
+            (Device::Cuda(number), arch) => Ok(Place::Gpu(crate::gpu::Gpu::open(number, arch, self.schedule)?)),
             #[cfg(not(feature = "llvm"))]
             (Device::Cuda(_), _) => Err(crate::engine::no_compiler()),
         }

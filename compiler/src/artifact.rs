@@ -7,18 +7,28 @@
 use crate::compile::Derived;
 #[cfg(feature = "llvm")]
 use crate::compile::{Request, derive};
+#[cfg(feature = "llvm")]
+use crate::derive::form::Form;
 use crate::error::CompileError;
 use crate::graph::ir::{DimId, Graph, InputKind, Op};
+#[cfg(feature = "llvm")]
+use crate::graph::split::{split, temporaries};
 use crate::lower::graph_to_tile::{Options, lower};
 #[cfg(feature = "llvm")]
 use crate::lower::tile_to_nvvm::{self, Products};
 use crate::pass;
 use crate::pipeline;
 #[cfg(feature = "llvm")]
+use crate::schedule::{Schedule, Stages};
+#[cfg(feature = "llvm")]
 use crate::target::cpu::{CpuTarget, Want, compile_kernels};
 #[cfg(feature = "llvm")]
 use crate::target::nvptx::{self, Family};
+#[cfg(feature = "llvm")]
+use crate::tile::arguments::share_arguments;
 use crate::tile::ir::Kernel;
+#[cfg(feature = "llvm")]
+use chunkwise_abi::Access;
 #[cfg(feature = "llvm")]
 use chunkwise_abi::gpu::{GpuKernel, GpuModule, GpuRecurrence};
 use chunkwise_abi::{ABI_VERSION, ArgSignature, DType, KernelSignature, Signature};
@@ -110,27 +120,30 @@ pub fn tiles_for_gpu(derived: &Derived, dtype: DType, parts: Parts) -> Result<Ve
 
 /// How graphs become tile programs for a GPU: rows start in different banks, and products take operands as they lie.
 pub fn options_for_gpu(dtype: DType) -> Options {
-    Options { dtype_tokens: dtype, pad: 4, any_strides: true, ..Options::default() }
+    Options { dtype_tokens: dtype, pad: 8, any_strides: true, reuse: false, ..Options::default() }
 }
 
 fn tiles_as(graphs: Vec<(Direction, Graph)>, options: &Options) -> Result<Vec<Tile>, CompileError> {
     let mut tiles = Vec::new();
     for (direction, graph) in graphs {
         let kernel = lower(&graph, options)?;
-        if cfg!(debug_assertions)
-            && let Err(error) = crate::tile::verify::verify(&kernel)
-        {
-            return Err(CompileError::Bug {
-                pass: "graph-to-tile",
-                message: "its kernel does not verify".to_owned(),
-                dump: error.to_string(),
-            });
+        if cfg!(debug_assertions) {
+            verified(&kernel)?;
         }
         let axes = kernel.args.iter().map(|arg| axis_names(&graph, &arg.name)).collect();
         let symbol = format!("cw_{}", kernel.name.replace(|c: char| !c.is_ascii_alphanumeric(), "_"));
         tiles.push(Tile { direction, symbol, kernel, axes });
     }
     Ok(tiles)
+}
+
+/// A kernel that does not verify is a mistake of the stage that made it.
+fn verified(kernel: &Kernel) -> Result<(), CompileError> {
+    crate::tile::verify::verify(kernel).map(drop).map_err(|error| CompileError::Bug {
+        pass: "graph-to-tile",
+        message: "its kernel does not verify".to_owned(),
+        dump: error.to_string(),
+    })
 }
 
 /// What a caller has to know about the kernels of a form, with the scratch each worker needs, by kernel.
@@ -217,7 +230,7 @@ pub fn compile_cpu(
     Ok(Artifact { signature, object })
 }
 
-/// Derives a form and compiles it for a family of GPUs.
+/// Derives a form and compiles it for a family of GPUs, in the kernels of a schedule.
 #[cfg(feature = "llvm")]
 pub fn compile_gpu(
     instance: &Instance,
@@ -225,35 +238,65 @@ pub fn compile_gpu(
     parts: Parts,
     dtype: DType,
     family: &Family,
+    schedule: &Schedule,
 ) -> Result<GpuRecurrence, CompileError> {
-    let derived = derive(instance, request)?;
-    let tiles = tiles_for_gpu(&derived, dtype, parts)?;
-    let options = schedule(dtype, family);
-    let signature = signature(&instance.program.name, &derived, &tiles, &vec![0; tiles.len()]);
+    let chunk = request.chunk.or(schedule.chunk);
+    let derived = derive(instance, &Request { chunk, ..request.clone() })?;
+    let options = options_for_gpu(dtype);
+    let layout = layout(dtype, schedule.threads, family);
+    let graphs = graphs_after(&derived, parts, pipeline::FOR_GPU)?;
+    let whole = tiles_as(graphs.clone(), &options)?;
+    let signature = signature(&instance.program.name, &derived, &whole, &vec![0; whole.len()]);
     let mut modules = std::collections::BTreeMap::new();
-    for tile in &tiles {
-        let compiled = nvptx::compile_kernel(&tile.kernel, &tile.symbol, &options, family, nvptx::Want::default())?;
-        let kernel_signature = match tile.direction {
+    for ((direction, graph), whole) in graphs.iter().zip(&whole) {
+        let stages = split(graph, schedule)?;
+        let mut kernels = Vec::new();
+        for stage in &stages {
+            let mut kernel = lower(&stage.graph, &options)?;
+            stage.set_types(&mut kernel);
+            kernels.push(kernel);
+        }
+        // The tensors of a call stand as they would for a single kernel, then what the kernels hand on.
+        let handed = temporaries(&stages);
+        let names = whole.kernel.args.iter().map(|arg| arg.name.as_str());
+        let last: Vec<&str> = names.chain(handed.iter().map(|handed| handed.name.as_str())).collect();
+        let args = share_arguments(&mut kernels, &last);
+        if args.iter().map(|arg| arg.name.as_str()).ne(last.iter().copied()) {
+            return Err(CompileError::Bug {
+                pass: "split",
+                message: "the kernels of a schedule do not take the tensors of the whole".to_owned(),
+                dump: stages.iter().map(|stage| crate::graph::text::print(&stage.graph)).collect(),
+            });
+        }
+        for kernel in &kernels {
+            if cfg!(debug_assertions) {
+                verified(kernel)?;
+            }
+        }
+        let symbols: Vec<String> = stages.iter().map(|stage| format!("{}_{}", whole.symbol, stage.name)).collect();
+        let entries: Vec<(&Kernel, &str)> = kernels.iter().zip(symbols.iter().map(String::as_str)).collect();
+        let compiled = nvptx::compile_kernels(&entries, &layout, family, nvptx::Want::default())?;
+        let kernel_signature = match direction {
             Direction::Forward => &signature.forward,
             Direction::ForwardSaving => &signature.forward_saving,
             Direction::Backward => &signature.backward,
         };
-        let count = |n: usize| u32::try_from(n).expect("shared memory has fewer than 2³² bytes");
-        let kernel = GpuKernel {
-            symbol: tile.symbol.clone(),
-            threads: count(options.threads),
-            shared_bytes: count(compiled.lowered.shared_bytes),
-            workspace_bytes: compiled.lowered.workspace_bytes as u64,
-            grid: compiled.lowered.grid,
-        };
+        let count = |n: usize| u32::try_from(n).expect("a block is smaller than 2³² bytes");
+        let launches = symbols.iter().zip(&compiled.lowered.launches).map(|(symbol, launch)| GpuKernel {
+            symbol: symbol.clone(),
+            threads: count(layout.threads),
+            shared_bytes: count(launch.shared_bytes),
+            workspace_bytes: launch.workspace_bytes as u64,
+            grid: launch.grid,
+        });
         let module = GpuModule {
             arch: family.name.to_owned(),
+            kernels: launches.collect(),
             ptx: compiled.ptx,
             signature: kernel_signature.clone().expect("every tile has its signature"),
-            temporaries: Vec::new(),
-            kernels: vec![kernel],
+            temporaries: handed.iter().map(|handed| handed.argument(Access::Write)).collect(),
         };
-        modules.insert(tile.direction, module);
+        modules.insert(*direction, module);
     }
     let (forward, forward_saving, backward) = (
         modules.remove(&Direction::Forward),
@@ -263,14 +306,24 @@ pub fn compile_gpu(
     Ok(GpuRecurrence { signature, forward, forward_saving, backward })
 }
 
+/// The schedule of a form when nobody asks: chunks as long as the tensor cores like them.
+#[cfg(feature = "llvm")]
+pub fn usual_schedule(request: &Request) -> Schedule {
+    let chunk = match request.form {
+        Form::Chunkwise => Some(64),
+        Form::Recurrent | Form::Parallel => None,
+    };
+    Schedule { chunk, ..Schedule::of(Stages::Fused) }
+}
+
 /// How kernels for tensors of a type are laid out on a family of GPUs.
 #[cfg(feature = "llvm")]
-pub fn schedule(dtype: DType, family: &Family) -> tile_to_nvvm::Options {
+pub fn layout(dtype: DType, threads: Option<usize>, family: &Family) -> tile_to_nvvm::Options {
     let products = match dtype {
         DType::F32 => Products::Tf32x3,
         DType::BF16 => Products::Bf16,
         // The range of binary16 is too narrow for states: tf32 has its digits and float32's range.
         DType::F16 => Products::Tf32,
     };
-    tile_to_nvvm::Options { threads: 256, shared_limit: family.shared_limit, products }
+    tile_to_nvvm::Options { threads: threads.unwrap_or(256), shared_limit: family.shared_limit, products }
 }

@@ -3,7 +3,7 @@
 //! Comes in: nothing. Goes out: tables of passes, for the runner in [`crate::pass`] and for whoever lists them.
 
 use crate::graph::ir::Graph;
-use crate::graph::passes::{cse, dce, fold, scale_late, sum_gates};
+use crate::graph::passes::{cse, dce, fold, scale_late, slice_sums, sum_gates};
 use crate::pass::Pass;
 
 /// Numbers are folded, neutral terms and inverse pairs go.
@@ -39,5 +39,12 @@ pub const SUM_GATES: Pass<Graph> = Pass {
     run: sum_gates::sum_gates,
 };
 
+/// Long sums in slices.
+pub const SLICE_SUMS: Pass<Graph> = Pass {
+    name: "slice-sums",
+    about: "cut sums over an axis that have a decay inside into slices",
+    run: slice_sums::slice_sums,
+};
+
 /// What a graph of chunks goes through for a GPU, simplified before and after.
-pub const FOR_GPU: &[Pass<Graph>] = &[FOLD, CSE, DCE, SUM_GATES, FOLD, CSE, DCE];
+pub const FOR_GPU: &[Pass<Graph>] = &[FOLD, CSE, DCE, SUM_GATES, SLICE_SUMS, FOLD, CSE, DCE];

@@ -205,7 +205,7 @@ mod building {
             let instance = arguments.which.instance(program)?;
             let mut made = Vec::new();
             for family in families {
-                made.push(gpu::make(&instance, request, Parts::Both, dtype, family)?);
+                made.push(gpu::make(&instance, request, Parts::Both, dtype, family, None)?);
             }
             functions.extend(c_gpu::functions(&made, assembler.as_ref())?);
             recurrences.extend(made);

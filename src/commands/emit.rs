@@ -293,14 +293,14 @@ fn machine_code(to: Stage, kernel: &Kernel, dump: &mut Dump) -> Result<String, F
 
 #[cfg(feature = "llvm")]
 fn gpu_code(arguments: &Arguments, arch: Arch, kernel: &Kernel, dump: &mut Dump) -> Result<String, Failure> {
-    use chunkwise_compiler::target::nvptx::{Want, compile_kernel};
+    use chunkwise_compiler::target::nvptx::{Want, compile_kernels};
     use chunkwise_runtime::cuda::assemble::{Assembler, disassemble};
     let Some(dtype) = arguments.dtype.compiled() else {
         return Err(Failure::Input("kernels take f32, bf16 or f16; float64 is for the interpreters".to_owned()));
     };
     let family = crate::gpu::family(arch)?;
     let want = Want { mlir: true, llvm: arguments.to == Stage::Llvm || dump.folder.is_some() };
-    let compiled = compile_kernel(kernel, "kernel", &artifact::schedule(dtype, family), family, want)?;
+    let compiled = compile_kernels(&[(kernel, "kernel")], &artifact::layout(dtype, None, family), family, want)?;
     dump.file("kernel.mlir", &compiled.lowered.text)?;
     if arguments.to == Stage::Mlir {
         return Ok(compiled.lowered.text);

@@ -132,10 +132,17 @@ fn show(arguments: &Arguments, name: &str, report: &Report) {
     report::say(name);
     let head = ["check", "of", "cases", "worst", "allowed", "tensor", "magnified", "result"];
     report::say(report::table(head, rows));
+    let mut limits: Vec<(&String, Vec<String>)> = Vec::new();
     for row in &report.rows {
-        if let Some(limit) = &row.limit {
-            report::say(format_args!("{}: not possible for some cases: {limit}", row.check.name()));
+        let Some(limit) = &row.limit else { continue };
+        match limits.iter_mut().find(|(known, _)| *known == limit) {
+            Some((_, checks)) => checks.push(row.check.name()),
+            None => limits.push((limit, vec![row.check.name()])),
         }
+    }
+    for (limit, checks) in limits {
+        report::say(format_args!("not possible for some cases, because of a limit: {}", checks.join("; ")));
+        report::say(format_args!("  {limit}"));
     }
     for failed in &report.failed {
         report::say(format_args!("\n{} fails{}", failed.check.name(), why(failed)));

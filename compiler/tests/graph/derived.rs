@@ -75,6 +75,11 @@ fn graphs_of_every_example_verify_and_simplify() {
         // Sizes that differ, so that one axis cannot pass for another, and a little below the usual.
         let sizes: BTreeMap<String, usize> =
             program.axes.iter().enumerate().map(|(at, axis)| (axis.name.clone(), 2 + at)).collect();
+        let sizes = BTreeMap::from_iter(sizes.into_iter().map(|(name, size)| {
+            // Long enough to be cut into slices.
+            let long = size + if name == "K" { 30 } else { 0 };
+            (name, long)
+        }));
         let instance = Instance::new(program, &sizes, &BTreeMap::new()).expect("sizes fit");
         let given = draw(&instance, &mut data);
         for (form, chunk) in [

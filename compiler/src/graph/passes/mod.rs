@@ -7,6 +7,7 @@ pub mod cse;
 pub mod dce;
 pub mod fold;
 pub mod scale_late;
+pub mod slice_sums;
 pub mod sum_gates;
 
 use super::ir::{Graph, NodeId};

@@ -11,6 +11,8 @@ pub struct Builder<'g> {
     pub graph: &'g Graph,
     /// Padding of every buffer's rows.
     pad: usize,
+    /// Buffers given back are handed out again.
+    reuse: bool,
     /// Arguments so far.
     pub args: Vec<Arg>,
     /// Buffers so far.
@@ -27,10 +29,11 @@ pub struct Builder<'g> {
 
 impl<'g> Builder<'g> {
     /// An empty kernel.
-    pub fn new(graph: &'g Graph, pad: usize) -> Self {
+    pub fn new(graph: &'g Graph, pad: usize, reuse: bool) -> Self {
         Builder {
             graph,
             pad,
+            reuse,
             args: Vec::new(),
             buffers: Vec::new(),
             free: Vec::new(),
@@ -208,7 +211,9 @@ impl<'g> Builder<'g> {
     /// Gives a buffer back.
     pub fn release(&mut self, buffer: BufferId) {
         debug_assert!(!self.free.contains(&buffer), "a buffer is given back once");
-        self.free.push(buffer);
+        if self.reuse {
+            self.free.push(buffer);
+        }
     }
 
     /// The finished statements.

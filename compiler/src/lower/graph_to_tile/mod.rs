@@ -39,17 +39,20 @@ pub struct Options {
     pub pad: usize,
     /// Products take a right operand whose rows are contiguous as it is, instead of a transposed copy.
     pub any_strides: bool,
+    /// A buffer serves several values, one after another. Without, every value has its own, and whoever places them
+    /// finds out which may share.
+    pub reuse: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { dtype_tokens: DType::F32, dtype_heads: DType::F32, pad: 0, any_strides: false }
+        Options { dtype_tokens: DType::F32, dtype_heads: DType::F32, pad: 0, any_strides: false, reuse: true }
     }
 }
 
 /// Lowers a verified graph.
 pub fn lower(graph: &Graph, options: &Options) -> Result<Kernel, CompileError> {
-    let mut lowering = Lowering { b: Builder::new(graph, options.pad), options: *options };
+    let mut lowering = Lowering { b: Builder::new(graph, options.pad, options.reuse), options: *options };
     lowering.kernel(graph)?;
     let (args, buffers, vars, n_locals, body) = lowering.b.finish();
     Ok(Kernel { name: graph.name.clone(), args, buffers, vars, n_locals, body })

@@ -259,6 +259,7 @@ impl Lowering<'_> {
             };
             let held: Vec<Vec<LocalId>> =
                 (0..system.n).map(|p| (0..height).map(|t| b.local(Expr::Load(place(sums, p, t)))).collect()).collect();
+            let mut solution = Vec::new();
             let order: Vec<usize> = if back { (0..height).rev().collect() } else { (0..height).collect() };
             for (rank, &t) in order.iter().enumerate() {
                 for p in system.slots() {
@@ -280,9 +281,10 @@ impl Lowering<'_> {
                         (Some(f), true) => b.local(times(Expr::Local(own), f.clone())),
                         (None, _) => own,
                     };
-                    b.store(place(&system.x, p, t), Expr::Local(own));
+                    // Stored at the end: until then nothing stands in the way of reading the matrix ahead.
+                    solution.push((place(&system.x, p, t), own));
                     if let (Some(beside), true) = (beside, back) {
-                        b.store(place(beside, p, t), Expr::Local(value));
+                        solution.push((place(beside, p, t), value));
                     }
                     let same = system.slots().into_iter().filter(|&q| system.earlier(p, q)).map(|q| (q, t));
                     let later = order[rank + 1..].iter().flat_map(|&u| (0..system.n).map(move |q| (q, u)));
@@ -292,6 +294,9 @@ impl Lowering<'_> {
                         add_to_local(b, held[q][u], times(entry, Expr::Local(value)));
                     }
                 }
+            }
+            for (place, local) in solution {
+                b.store(place, Expr::Local(local));
             }
         });
     }

@@ -163,7 +163,7 @@ impl Lowering<'_> {
         let (base, dtype, inner, inner_indices) = match place.memory {
             Memory::Buffer(buffer) => {
                 let strides = self.kernel.buffers[buffer.0 as usize].strides();
-                (self.buffer(buffer), DType::F32, strides, &indices[..])
+                (self.buffer(buffer), self.homes.homes[buffer.0 as usize].dtype, strides, &indices[..])
             }
             Memory::Arg(arg) => {
                 let tensor = &self.tensors[arg.0 as usize];

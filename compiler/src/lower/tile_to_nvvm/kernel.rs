@@ -5,12 +5,12 @@
 
 use super::place::{self, Homes, Space};
 use super::text::{self, Address, Pointer};
-use super::{Lowered, Options};
+use super::{Launch, Options};
 use crate::error::CompileError;
 use crate::lower::tile_to_mlir::functions::Functions;
 use crate::lower::tile_to_mlir::writer::{Elem, Ty, Val, Writer};
 use crate::tile::ir::{
-    Affine, BufferId, Compare, Cond, Expr, Index, Kernel, LocalId, Memory, Order, Stmt, Symbol, Update, VarId,
+    Affine, BufferId, Compare, Cond, Expr, Index, Kernel, LocalId, Memory, Order, Stmt, Symbol, VarId,
 };
 use chunkwise_abi::gpu::{Grid, TENSORS_AT, call_bytes};
 use chunkwise_abi::{DType, Role, TensorArg};
@@ -29,7 +29,7 @@ pub(super) struct Lowering<'k> {
     pub kernel: &'k Kernel,
     pub options: &'k Options,
     pub w: Writer,
-    pub functions: Functions,
+    pub functions: &'k mut Functions,
     pub homes: Homes,
     pub buffers: Vec<Address>,
     pub tensors: Vec<Tensor>,
@@ -51,9 +51,14 @@ pub(super) struct Lowering<'k> {
     common: BTreeSet<LocalId>,
 }
 
-/// Lowers one kernel.
-pub fn lower(kernel: &Kernel, symbol: &str, options: &Options) -> Result<Lowered, CompileError> {
-    let homes = place::place(kernel, options.shared_limit);
+/// The entry of one kernel.
+pub fn lower(
+    kernel: &Kernel,
+    symbol: &str,
+    options: &Options,
+    functions: &mut Functions,
+) -> Result<(String, Launch), CompileError> {
+    let homes = place::place(kernel, options.products, options.shared_limit);
     let mut w = Writer::new(1);
     let thread = text::register(&mut w, "tid.x");
     let thirty_one = text::int(&mut w, 31);
@@ -64,7 +69,7 @@ pub fn lower(kernel: &Kernel, symbol: &str, options: &Options) -> Result<Lowered
         kernel,
         options,
         w,
-        functions: Functions::default(),
+        functions,
         homes,
         buffers: Vec::new(),
         tensors: Vec::new(),
@@ -88,12 +93,8 @@ pub fn lower(kernel: &Kernel, symbol: &str, options: &Options) -> Result<Lowered
         "llvm.func @{symbol}(%0: !llvm.ptr {{llvm.byval = !llvm.array<{bytes} x i8>, llvm.align = 8 : i64}}) attributes {{no_unwind}}"
     );
     let entry = lowering.w.finish(&signature);
-    let functions = lowering.functions.define();
-    let text = format!(
-        "module {{\n  llvm.mlir.global external @shared() {{addr_space = 3 : i32, alignment = 128 : i64}} : !llvm.array<0 x i8>\n{entry}{functions}}}\n"
-    );
     let Homes { shared_bytes, workspace_bytes, .. } = lowering.homes;
-    Ok(Lowered { text, shared_bytes, workspace_bytes, grid })
+    Ok((entry, Launch { shared_bytes, workspace_bytes, grid }))
 }
 
 /// The outermost loop over chunks becomes blocks of the grid if its turns may run in any order and nothing but loads of
@@ -170,38 +171,6 @@ fn is_sequential(stmt: &Stmt) -> bool {
         | Stmt::Assign { .. }
         | Stmt::Store { .. }
         | Stmt::ReduceLanes { .. } => false,
-    }
-}
-
-/// The memories that statements read and write.
-fn touched(stmts: &[Stmt], reads: &mut BTreeSet<Memory>, writes: &mut BTreeSet<Memory>) {
-    for stmt in stmts {
-        match stmt {
-            Stmt::For { body, .. } | Stmt::If { body, .. } | Stmt::Lanes { body, .. } => touched(body, reads, writes),
-            Stmt::Local { value, .. } | Stmt::Assign { value, .. } => {
-                place::reads(value, &mut |memory| reads.extend([memory]));
-            }
-            Stmt::Store { place, value } => {
-                writes.insert(place.memory);
-                place::reads(value, &mut |memory| reads.extend([memory]));
-            }
-            Stmt::ReduceLanes { place, value, accumulate, .. } => {
-                writes.insert(place.memory);
-                if *accumulate {
-                    reads.insert(place.memory);
-                }
-                place::reads(value, &mut |memory| reads.extend([memory]));
-            }
-            Stmt::Matmul(product) => {
-                reads.insert(Memory::Buffer(product.a.buffer));
-                reads.insert(Memory::Buffer(product.b.buffer));
-                writes.insert(Memory::Buffer(product.dst.buffer));
-                match product.update {
-                    Update::Set => {}
-                    Update::Add | Update::Subtract => drop(reads.insert(Memory::Buffer(product.dst.buffer))),
-                }
-            }
-        }
     }
 }
 
@@ -424,7 +393,8 @@ impl Lowering<'_> {
     /// Puts a barrier before statements that touch what is still being written, or write what is still being read.
     fn before(&mut self, stmts: &[Stmt]) {
         let (mut reads, mut writes) = (BTreeSet::new(), BTreeSet::new());
-        touched(stmts, &mut reads, &mut writes);
+        place::touched(stmts, &mut reads, &mut writes);
+        let (reads, writes) = (self.with_neighbours(reads), self.with_neighbours(writes));
         let conflict =
             !self.written.is_disjoint(&reads) || !self.written.is_disjoint(&writes) || !self.read.is_disjoint(&writes);
         if conflict {
@@ -434,6 +404,17 @@ impl Lowering<'_> {
         }
         self.read.extend(reads);
         self.written.extend(writes);
+    }
+
+    /// Memories, and those that share bytes with them.
+    fn with_neighbours(&self, memories: BTreeSet<Memory>) -> BTreeSet<Memory> {
+        let mut all = memories.clone();
+        for memory in memories {
+            if let Memory::Buffer(buffer) = memory {
+                all.extend(self.homes.beside(buffer).map(Memory::Buffer));
+            }
+        }
+        all
     }
 
     /// Opens a loop and binds its variable.

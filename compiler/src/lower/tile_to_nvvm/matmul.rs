@@ -4,11 +4,13 @@
 //! the contraction, sixteen steps at a time. The order of the additions depends on the sizes only.
 
 use super::Products;
-use super::fragment::{Fragments, Operand, Side};
-use super::kernel::Lowering;
+use super::fragment::{Operand, Side};
+use super::kernel::{Lowering, element};
+use super::place::Space;
 use super::text::{self, Address};
 use crate::lower::tile_to_mlir::writer::{Elem, Ty, Val};
 use crate::tile::ir::{Affine, Matmul, Triangle, Update, View};
+use chunkwise_abi::DType;
 
 /// Rows, columns and steps of the tensor cores' product.
 pub(super) const ROWS: usize = 16;
@@ -61,6 +63,7 @@ struct Target {
     row_stride: usize,
     m: usize,
     n: usize,
+    dtype: DType,
 }
 
 impl Lowering<'_> {
@@ -72,7 +75,8 @@ impl Lowering<'_> {
         let a = self.operand(&product.a, Side::Left, product.m, &product.k);
         let b = self.operand(&product.b, Side::Right, product.n, &product.k);
         let dst = self.view(&product.dst);
-        let target = Target { base: dst, row_stride: product.dst.row_stride, m: product.m, n: product.n };
+        let dtype = self.homes.homes[product.dst.buffer.0 as usize].dtype;
+        let target = Target { base: dst, row_stride: product.dst.row_stride, m: product.m, n: product.n, dtype };
         let k = self.affine(&product.k);
 
         let parts = text::int(&mut self.w, size(cut.parts.0 * cut.parts.1));
@@ -99,17 +103,30 @@ impl Lowering<'_> {
         };
         let start: Vec<(Val, Ty)> =
             self.start(product, &target, &cut, row, column).into_iter().map(|v| (v, Ty::F32)).collect();
-        let steps = text::int(&mut self.w, size(STEPS));
+        // Two turns at once: the operands of the second are on their way while the first is computed.
+        let whole = product.k.as_number().is_some_and(|k| k % (2 * size(STEPS)) == 0);
+        let together = match product.triangle {
+            Triangle::Full | Triangle::LowerResult if whole => 2,
+            Triangle::Full | Triangle::LowerResult | Triangle::LowerLeft | Triangle::UpperLeft => 1,
+        };
+        let steps = text::int(&mut self.w, size(together * STEPS));
         let turn = self.w.open_loop_carrying(lo, hi, steps, Ty::I32, &start);
         let mut sums = turn.values.clone();
-        let left: Vec<Fragments> = (0..cut.down).map(|n| self.fragments(&a, row, n * ROWS, turn.var, k)).collect();
-        let right: Vec<Fragments> =
-            (0..cut.across).map(|n| self.fragments(&b, column, n * COLUMNS, turn.var, k)).collect();
-        for (i, a) in left.iter().enumerate() {
-            for (j, b) in right.iter().enumerate() {
-                let at = 4 * (i * cut.across + j);
-                let sum = self.multiply(products, a, b, &sums[at..at + 4]);
-                sums[at..at + 4].copy_from_slice(&sum);
+        let mut operands = Vec::new();
+        for n in 0..together {
+            let ahead = text::int(&mut self.w, size(n * STEPS));
+            let at = if n == 0 { turn.var } else { self.w.op("add", turn.var, ahead, Ty::I32) };
+            let left = self.fragments(&a, row, cut.down, at, k);
+            let right = self.fragments(&b, column, cut.across, at, k);
+            operands.push((left, right));
+        }
+        for (left, right) in &operands {
+            for (i, a) in left.iter().enumerate() {
+                for (j, b) in right.iter().enumerate() {
+                    let at = 4 * (i * cut.across + j);
+                    let sum = self.multiply(products, a, b, &sums[at..at + 4]);
+                    sums[at..at + 4].copy_from_slice(&sum);
+                }
             }
         }
         let sums = self.w.end_carried(&turn, &sums);
@@ -136,19 +153,19 @@ impl Lowering<'_> {
     /// Where a view starts.
     fn view(&mut self, view: &View) -> Address {
         let base = self.buffer(view.buffer);
+        let dtype = self.homes.homes[view.buffer.0 as usize].dtype;
         let mut offset = view.offset.clone();
-        let constant = usize::try_from(offset.constant).ok();
-        if let Some(constant) = constant {
-            offset.constant = 0;
-            let base = text::bytes(&mut self.w, base, 4 * constant);
-            if offset.as_number() == Some(0) {
-                return base;
-            }
+        let Ok(constant) = usize::try_from(offset.constant) else {
             let at = self.affine(&offset);
-            return text::element(&mut self.w, base, at, Ty::I32, Elem::F32);
+            return text::element(&mut self.w, base, at, Ty::I32, element(dtype));
+        };
+        offset.constant = 0;
+        let base = text::bytes(&mut self.w, base, dtype.bytes() * constant);
+        if offset.as_number() == Some(0) {
+            return base;
         }
         let at = self.affine(&offset);
-        text::element(&mut self.w, base, at, Ty::I32, Elem::F32)
+        text::element(&mut self.w, base, at, Ty::I32, element(dtype))
     }
 
     fn operand(&mut self, view: &View, side: Side, extent: usize, k: &Affine) -> Operand {
@@ -161,13 +178,16 @@ impl Lowering<'_> {
                 && affine.vars.iter().all(|(_, factor)| factor % n == 0)
                 && affine.symbols.iter().all(|(_, factor)| factor % n == 0)
         };
+        let home = self.homes.homes[view.buffer.0 as usize];
         Operand {
             base: self.view(view),
+            dtype: home.dtype,
+            shared: home.space == Space::Shared,
             side,
             along,
             step,
             extent,
-            aligned: step == 1 && along.is_multiple_of(4) && whole(&view.offset, 4),
+            aligned: [8, 2].into_iter().find(|n| whole(&view.offset, size(*n))).unwrap_or(1),
             whole_steps: whole(k, size(STEPS)),
         }
     }
@@ -213,7 +233,7 @@ impl Lowering<'_> {
         let stride = text::int(w, size(target.row_stride));
         let offset = w.op("mul", r, stride, Ty::I32);
         let offset = w.op("add", offset, c, Ty::I32);
-        let address = text::element(w, target.base, offset, Ty::I32, Elem::F32);
+        let address = text::element(w, target.base, offset, Ty::I32, element(target.dtype));
         let mut inside = [None, None];
         let below = (!target.m.is_multiple_of(ROWS)).then(|| {
             let end = text::int(w, size(target.m));
@@ -266,19 +286,30 @@ impl Lowering<'_> {
                         }
                     }
                     let (address, inside) = self.corner(target, row, column, (i, j), half);
-                    if inside == [None, None] && target.row_stride.is_multiple_of(2) && even(product) {
+                    let together = inside == [None, None] && target.row_stride.is_multiple_of(2) && even(product);
+                    if target.dtype == DType::BF16 {
+                        let word = text::pack_bf16(&mut self.w, values[0], values[1]);
+                        if together {
+                            text::store(&mut self.w, word, address, "i32", 4);
+                            continue;
+                        }
+                        let pair = Ty { elem: Elem::I16, lanes: 2 };
+                        let pair_value = self.w.cast("bitcast", word, Ty::I32, pair);
+                        values = [0, 1].map(|n| text::lane(&mut self.w, pair_value, n, pair));
+                    } else if together {
                         let both = text::vector(&mut self.w, &values, Elem::F32);
                         text::store(&mut self.w, both, address, "vector<2xf32>", 8);
                         continue;
                     }
+                    let (ty, bytes) = if target.dtype == DType::BF16 { ("i16", 2) } else { ("f32", 4) };
                     for (n, value) in values.iter().enumerate() {
-                        let at = text::bytes(&mut self.w, address, 4 * n);
+                        let at = text::bytes(&mut self.w, address, bytes * n);
                         if let Some(inside) = inside[n] {
                             self.w.open_if(inside);
-                            text::store(&mut self.w, *value, at, "f32", 4);
+                            text::store(&mut self.w, *value, at, ty, bytes);
                             self.w.end();
                         } else {
-                            text::store(&mut self.w, *value, at, "f32", 4);
+                            text::store(&mut self.w, *value, at, ty, bytes);
                         }
                     }
                 }

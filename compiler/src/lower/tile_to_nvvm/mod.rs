@@ -24,6 +24,7 @@ mod nest;
 mod place;
 mod text;
 
+use super::tile_to_mlir::functions::Functions;
 use crate::error::CompileError;
 use crate::tile::ir::Kernel;
 use chunkwise_abi::gpu::Grid;
@@ -50,11 +51,9 @@ pub struct Options {
     pub products: Products,
 }
 
-/// A kernel for a GPU.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Lowered {
-    /// MLIR.
-    pub text: String,
+/// What a launch of a kernel needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Launch {
     /// Dynamic shared memory, in bytes.
     pub shared_bytes: usize,
     /// Workspace a block, in bytes.
@@ -63,7 +62,27 @@ pub struct Lowered {
     pub grid: Grid,
 }
 
-/// Lowers one kernel to a module with one entry.
-pub fn lower(kernel: &Kernel, symbol: &str, options: &Options) -> Result<Lowered, CompileError> {
-    kernel::lower(kernel, symbol, options)
+/// Kernels for a GPU.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lowered {
+    /// MLIR of all of them.
+    pub text: String,
+    /// What each launch needs.
+    pub launches: Vec<Launch>,
+}
+
+/// Lowers kernels to a module with an entry for each.
+pub fn lower(kernels: &[(&Kernel, &str)], options: &Options) -> Result<Lowered, CompileError> {
+    let mut functions = Functions::default();
+    let mut launches = Vec::new();
+    let mut entries = String::new();
+    for (kernel, symbol) in kernels {
+        let (entry, launch) = kernel::lower(kernel, symbol, options, &mut functions)?;
+        entries.push_str(&entry);
+        launches.push(launch);
+    }
+    let shared =
+        "llvm.mlir.global external @shared() {addr_space = 3 : i32, alignment = 128 : i64} : !llvm.array<0 x i8>";
+    let text = format!("module {{\n  {shared}\n{entries}{}}}\n", functions.define());
+    Ok(Lowered { text, launches })
 }

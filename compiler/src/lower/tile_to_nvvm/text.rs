@@ -136,3 +136,11 @@ pub fn pack_bf16(w: &mut Writer, low: Val, high: Val) -> Val {
     let narrow = w.raw_value(format_args!("llvm.fptrunc {pair} : vector<2xf32> to vector<2xbf16>"));
     w.raw_value(format_args!("llvm.bitcast {narrow} : vector<2xbf16> to i32"))
 }
+
+/// Two bfloat16 of a word as float32, the one in the low half first.
+pub fn unpack_bf16(w: &mut Writer, word: Val) -> [Val; 2] {
+    let (sixteen, high) = (int(w, 16), int(w, -65536));
+    let low = w.op("shl", word, sixteen, Ty::I32);
+    let high = w.op("and", word, high, Ty::I32);
+    [low, high].map(|bits| w.cast("bitcast", bits, Ty::I32, Ty::F32))
+}

@@ -19,8 +19,9 @@ const TRIPLE: &str = "nvptx64-nvidia-cuda";
 const FEATURES: &str = "+ptx86";
 /// LLVM's number of the calling convention of a kernel's entry.
 const PTX_KERNEL: u32 = 71;
-/// LLVM's passes, in order.
-const PASSES: &str = "always-inline,function(sroa<modify-cfg>,early-cse<memssa>,simplifycfg,instcombine<no-verify-fixpoint>,loop-mssa(licm<allowspeculation>),early-cse<memssa>,simplifycfg,separate-const-offset-from-gep,early-cse<memssa>)";
+/// LLVM's passes, in order. Nothing is moved out of loops: addresses of every product in the loop over the chunks would
+/// be, and take all registers. The assembler, which counts registers, does that where it pays.
+const PASSES: &str = "always-inline,function(sroa<modify-cfg>,early-cse<memssa>,simplifycfg,instcombine<no-verify-fixpoint>,simplifycfg)";
 
 /// Which texts are wanted besides the PTX.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -31,7 +32,7 @@ pub struct Want {
     pub llvm: bool,
 }
 
-/// A compiled kernel.
+/// Compiled kernels.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Compiled {
     /// What a launch needs.
@@ -42,15 +43,14 @@ pub struct Compiled {
     pub ptx: String,
 }
 
-/// Compiles a kernel to PTX with one entry of the given symbol.
-pub fn compile_kernel(
-    kernel: &Kernel,
-    symbol: &str,
+/// Compiles kernels to PTX, each to an entry of the given symbol.
+pub fn compile_kernels(
+    kernels: &[(&Kernel, &str)],
     options: &Options,
     family: &Family,
     want: Want,
 ) -> Result<Compiled, CompileError> {
-    let lowered = tile_to_nvvm::lower(kernel, symbol, options)?;
+    let lowered = tile_to_nvvm::lower(kernels, options)?;
     let mlir_context = tile_to_mlir::context();
     let mlir = tile_to_mlir::parse(&mlir_context, &lowered.text)?;
     let context = inkwell::context::Context::create();
@@ -61,13 +61,15 @@ pub fn compile_kernel(
         message,
         dump: module.print_to_string().to_string(),
     };
-    let Some(entry) = module.get_function(symbol) else {
-        return Err(bug("mlir-to-llvm", format!("no function `{symbol}` came out")));
-    };
-    entry.set_call_conventions(PTX_KERNEL);
     let text = |name: &str, value: &str| context.create_string_attribute(name, value);
-    entry.add_attribute(AttributeLoc::Function, text("nvvm.reqntid", &options.threads.to_string()));
-    entry.add_attribute(AttributeLoc::Param(0), text("nvvm.grid_constant", ""));
+    for (_, symbol) in kernels {
+        let Some(entry) = module.get_function(symbol) else {
+            return Err(bug("mlir-to-llvm", format!("no function `{symbol}` came out")));
+        };
+        entry.set_call_conventions(PTX_KERNEL);
+        entry.add_attribute(AttributeLoc::Function, text("nvvm.reqntid", &options.threads.to_string()));
+        entry.add_attribute(AttributeLoc::Param(0), text("nvvm.grid_constant", ""));
+    }
     for function in module.get_functions() {
         // Numbers below the normal range count as zero, as on processors.
         function.add_attribute(AttributeLoc::Function, text("denormal-fp-math-f32", "preserve-sign,preserve-sign"));
