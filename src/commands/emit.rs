@@ -241,7 +241,9 @@ fn from_graph(arguments: &Arguments, mut graph: Graph, dump: &mut Dump) -> Resul
         }
     };
     let mut options = pass::Options { verify: true, dump: Some(&mut keep) };
-    pass::run(&mut graph, pipeline::SIMPLIFY, &mut options)?;
+    let for_cpu = arguments.to > Stage::Derived && arguments.gpu().is_none();
+    let passes = if for_cpu { pipeline::FOR_CPU } else { pipeline::SIMPLIFY };
+    pass::run(&mut graph, passes, &mut options)?;
     written?;
     if arguments.to <= Stage::Derived {
         return Ok(graph::text::print(&graph));
