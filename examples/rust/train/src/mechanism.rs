@@ -11,12 +11,12 @@ use std::time::Instant;
 use anyhow::{Result, anyhow, bail};
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, Shape, Tensor};
 use chunkwise::compiled;
-use chunkwise::engine;
+use chunkwise::engine::{self, Place};
 use chunkwise::source::Source;
 use chunkwise::verify::{self, measure::Check};
 use chunkwise_compiler::artifact::Parts;
 use chunkwise_compiler::compile;
-use chunkwise_compiler::derive::form::Form;
+use chunkwise_compiler::derive::form::{Form, Inside};
 use chunkwise_compiler::derive::rule::Derivation;
 use chunkwise_dsl::instance::Instance;
 use chunkwise_dsl::program::{AxisId, Program, Range, TensorKind};
@@ -92,7 +92,7 @@ impl Mechanism {
 
         let started = Instant::now();
         let instance = instance_of(&program, &sizes)?;
-        let request = engine::request(Form::Chunkwise, None, 0, Parts::Both);
+        let request = engine::request(Form::Chunkwise, None, 0, Parts::Both, Inside::default());
         let derived = compile::derive(&instance, &request)?;
         let made = compiled::prepare(&instance, &request, Parts::Both, chunkwise_abi::DType::F32, true)?;
         Ok(Mechanism {
@@ -113,13 +113,10 @@ impl Mechanism {
 
     /// Compares every form, compiled and interpreted, with the reference, at the sizes that will be trained.
     pub fn verify(&self, cases: usize, progress: impl FnMut(usize, usize)) -> verify::Report {
-        let options = verify::Options {
-            cases,
-            seed: 0,
-            constants: BTreeMap::new(),
-            checks: Check::all(),
-            sizes: self.sizes.clone(),
-        };
+        let constants = BTreeMap::new();
+        let checks = Check::all(&self.program, &constants);
+        let options =
+            verify::Options { cases, seed: 0, constants, checks, sizes: self.sizes.clone(), place: Place::Cpu };
         verify::verify(&self.program, &options, progress)
     }
 
