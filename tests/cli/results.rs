@@ -108,6 +108,31 @@ fn verify_sees_what_holds() {
     assert!(checks.len() >= 12 && checks.iter().all(|check| check["result"] == "ok"), "{checks:?}");
 }
 
+/// What has no chunk form keeps its promises a token at a time, and the limit is told once.
+#[test]
+fn verify_checks_the_contracts_of_what_is_only_recurrent() {
+    let folder = Folder::new();
+    let file = folder.file(
+        "coupled.cw",
+        "recurrence coupled { axis K, V input q: [K], k: [K] in unit(K), v: [V], a: [] in [0, 0.5]
+         state S: [K, V], M: [K, V] S = a * S + 0.3 * M + k * (v - k @ S) M = 0.5 * M + 0.1 * a * S
+         output o: [V] = q @ S }",
+    );
+    let json = chunkwise(&["verify", &file, "--cases", "2", "--json"]).well().out;
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let checks = json["checks"].as_array().unwrap();
+    for contract in ["causal", "batch invariant", "repeatable", "two calls"] {
+        let wanted = format!("recurrent {contract}");
+        let made = checks.iter().filter(|check| check["check"].as_str().unwrap().starts_with(&wanted));
+        assert!(
+            made.clone().count() > 0 && made.clone().all(|check| check["result"] == "ok"),
+            "{contract}: {checks:?}"
+        );
+    }
+    let text = chunkwise(&["verify", &file, "--cases", "2"]).well().out;
+    assert_eq!(text.matches("a coupling of full rank").count(), 1, "{text}");
+}
+
 /// A comparison that could not fail would prove nothing: here what is compared is wrong by one part in a thousand.
 #[test]
 fn verification_fails_on_results_that_are_off() {
