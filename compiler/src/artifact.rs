@@ -120,7 +120,17 @@ pub fn tiles_for_gpu(derived: &Derived, dtype: DType, parts: Parts) -> Result<Ve
 
 /// How graphs become tile programs for a GPU: rows start in different banks, and products take operands as they lie.
 pub fn options_for_gpu(dtype: DType) -> Options {
-    Options { dtype_tokens: dtype, pad: 8, any_strides: true, reuse: false, ..Options::default() }
+    // States kept for the backward have the type that products round them to in any case.
+    let dtype_saved = if dtype == DType::BF16 { DType::BF16 } else { DType::F32 };
+    Options {
+        dtype_tokens: dtype,
+        pad: 8,
+        any_strides: true,
+        reuse: false,
+        spread: true,
+        dtype_saved,
+        ..Options::default()
+    }
 }
 
 fn tiles_as(graphs: Vec<(Direction, Graph)>, options: &Options) -> Result<Vec<Tile>, CompileError> {

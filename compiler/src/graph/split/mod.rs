@@ -62,10 +62,11 @@ pub struct Stage {
 }
 
 impl Stage {
-    /// Gives the arguments of the stage's kernel the types of what is handed on.
+    /// Gives the arguments of the stage's kernel the types of what is handed on. What the caller keeps has its own.
     pub fn set_types(&self, kernel: &mut Kernel) {
         for arg in &mut kernel.args {
-            if let Some(handed) = self.reads.iter().chain(&self.writes).find(|handed| handed.name == arg.name) {
+            let mut handed = self.reads.iter().chain(&self.writes).filter(|handed| !handed.result);
+            if let Some(handed) = handed.find(|handed| handed.name == arg.name) {
                 arg.dtype = handed.dtype;
             }
         }

@@ -34,7 +34,7 @@ impl Lowering<'_> {
         let dims = scope.dims(id).to_vec();
         let scope = &*scope;
         let mut element = |b: &mut Builder, env: &Env, memo: &mut Memo| scope.expr(b, x, env, memo);
-        reduce(&mut self.b, &scope.outer, &region, &dims, over, op, Update::Set, &mut element);
+        self.reduce(&scope.outer, &region, &dims, over, op, Update::Set, &mut element);
     }
 
     /// A contraction that stands alone.
@@ -54,7 +54,37 @@ impl Lowering<'_> {
         let (ra, rb) = (scope.region(*a), scope.region(*b));
         let mut element =
             |_: &mut Builder, env: &Env, _: &mut Memo| times(Expr::Load(ra.place(env)), Expr::Load(rb.place(env)));
-        reduce(&mut self.b, &scope.outer, dst, &dims, over, ReduceOp::Sum, update, &mut element);
+        self.reduce(&scope.outer, dst, &dims, over, ReduceOp::Sum, update, &mut element);
+    }
+
+    /// Stores a reduction; where many threads share the work, over one axis after another.
+    #[allow(clippy::too_many_arguments)]
+    fn reduce(
+        &mut self,
+        outer: &Env,
+        dst: &Region,
+        dims: &[DimId],
+        over: &[DimId],
+        op: ReduceOp,
+        update: Update,
+        element: &mut Element,
+    ) {
+        let long: Vec<DimId> = over.iter().copied().filter(|&d| self.b.size(d) > 1).collect();
+        let [rest @ .., last] = &long[..] else {
+            return reduce(&mut self.b, outer, dst, dims, over, op, update, element);
+        };
+        if !self.options.spread || rest.is_empty() {
+            return reduce(&mut self.b, outer, dst, dims, over, op, update, element);
+        }
+        // Axes of one position are bound where they are met first.
+        let short: Vec<DimId> = over.iter().copied().filter(|d| !long.contains(d)).collect();
+        let all = self.canonical_order(dims.iter().chain(rest).copied().collect());
+        let parts = self.b.allocate("parts", &all);
+        let first: Vec<DimId> = short.iter().chain([last]).copied().collect();
+        reduce(&mut self.b, outer, &parts, &all, &first, op, Update::Set, element);
+        let mut part = |_: &mut Builder, env: &Env, _: &mut Memo| Expr::Load(parts.place(env));
+        self.reduce(outer, dst, dims, rest, op, update, &mut part);
+        self.b.release(parts.buffer);
     }
 
     /// Which operand stands on the left of a matrix product, if it is one.

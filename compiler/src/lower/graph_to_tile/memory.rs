@@ -64,7 +64,7 @@ impl Lowering<'_> {
         let (dtype, role) = match kind {
             InputKind::Token | InputKind::Cotangent => (options.dtype_tokens, Role::Token),
             InputKind::Head => (options.dtype_heads, Role::Head),
-            InputKind::Saved => (DType::F32, Role::Chunk(scope.graph.tokens)),
+            InputKind::Saved => (options.dtype_saved, Role::Chunk(scope.graph.tokens)),
             // Settled before the loop over the steps.
             InputKind::Carry => return,
         };
@@ -136,7 +136,7 @@ impl Lowering<'_> {
     /// Writes a value kept for the backward.
     pub fn keep(&mut self, scope: &mut Scope, id: NodeId, name: &str) {
         let dims = scope.dims(id).to_vec();
-        let arg = self.argument(name, DType::F32, Role::Chunk(scope.graph.tokens), &dims, Access::Write);
+        let arg = self.argument(name, self.options.dtype_saved, Role::Chunk(scope.graph.tokens), &dims, Access::Write);
         let Some(position) = scope.position else { return };
         let step = exactly(variable(position.step));
         let scope = &*scope;

@@ -42,11 +42,24 @@ pub struct Options {
     /// A buffer serves several values, one after another. Without, every value has its own, and whoever places them
     /// finds out which may share.
     pub reuse: bool,
+    /// Many threads share the work: sums over several axes go one axis after another, each for all threads, and inputs
+    /// are asked for at the start of a step.
+    pub spread: bool,
+    /// Values kept for the backward.
+    pub dtype_saved: DType,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { dtype_tokens: DType::F32, dtype_heads: DType::F32, pad: 0, any_strides: false, reuse: true }
+        Options {
+            dtype_tokens: DType::F32,
+            dtype_heads: DType::F32,
+            pad: 0,
+            any_strides: false,
+            reuse: true,
+            spread: false,
+            dtype_saved: DType::F32,
+        }
     }
 }
 
@@ -71,7 +84,10 @@ impl<'g> Lowering<'g> {
     fn kernel(&mut self, graph: &'g Graph) -> Result<(), CompileError> {
         let stores = graph.outputs.iter().chain(&graph.saves).map(|(_, x)| (*x, Sink::Store));
         let sinks: Vec<(NodeId, Sink)> = stores.chain(graph.carries.iter().map(|c| (c.output, Sink::Keep))).collect();
-        let plan = Plan::new(graph, &graph.nodes, &sinks);
+        let mut plan = Plan::new(graph, &graph.nodes, &sinks);
+        if self.options.spread {
+            plan.inputs_first(&graph.nodes);
+        }
         let mut scope = Scope::new(graph, &graph.nodes, plan);
 
         // What does not depend on the sequence, and the first values of the carries.

@@ -192,6 +192,18 @@ fn price(op: &Op) -> usize {
 }
 
 impl Plan {
+    /// Moves inputs to the front, so that they are under way together.
+    pub fn inputs_first(&mut self, nodes: &[Node]) {
+        let is_input = |root: &Root| match root {
+            Root::Node(id) => matches!(nodes[id.index()].op, Op::Input { .. }),
+            Root::Sink(_) => false,
+        };
+        let mut numbers: Vec<usize> = (0..self.order.len()).collect();
+        numbers.sort_by_key(|&n| !is_input(&self.order[n]));
+        self.order = numbers.iter().map(|&n| self.order[n]).collect();
+        self.reads = numbers.iter().map(|&n| std::mem::take(&mut self.reads[n])).collect();
+    }
+
     /// Plans one arena; `sinks` say where its values go.
     pub fn new(graph: &Graph, nodes: &[Node], sinks: &[(NodeId, Sink)]) -> Plan {
         let n = nodes.len();

@@ -7,7 +7,7 @@
 use super::kernel::{Lowering, element};
 use super::text::{self, Address};
 use crate::lower::tile_to_mlir::writer::{Elem, Ty, Val};
-use crate::tile::ir::{Affine, BinaryOp, Compare, Cond, Expr, Index, Memory, Place, UnaryOp};
+use crate::tile::ir::{Affine, BinaryOp, Compare, Cond, Expr, Index, Memory, Place, UnaryOp, VarId};
 use chunkwise_abi::{DType, Role};
 
 /// Where an element lies, and whether the lanes of a group lie side by side there.
@@ -202,23 +202,7 @@ impl Lowering<'_> {
                 add_scaled(&mut flat, &index.value, stride);
             }
         }
-        let side_by_side = group.is_some_and(|(var, count)| {
-            let whole = |factor: i64| factor % i64::try_from(count).expect("a lane") == 0;
-            let aligned = flat.vars.iter().all(|(v, factor)| *v == var || whole(*factor))
-                && flat.symbols.iter().all(|(_, factor)| whole(*factor))
-                && whole(flat.constant - lane * flat.coefficient(var));
-            // Rows of a tensor have to keep the alignment, too.
-            let rows = match place.memory {
-                Memory::Buffer(_) => true,
-                Memory::Arg(arg) => {
-                    let inner: usize = self.kernel.args[arg.0 as usize].inner.iter().product();
-                    inner.is_multiple_of(count)
-                }
-            };
-            let limited = inner_indices.iter().any(|index| index.at_most.is_some());
-            let leading_moves = indices.len() > inner_indices.len() && indices[0].mentions(var);
-            flat.coefficient(var) == 1 && aligned && rows && !limited && !leading_moves
-        });
+        let side_by_side = lane == 0 && group.is_some_and(|(var, count)| self.lie_together(place, var, count));
         let constant = flat.constant;
         flat.constant = 0;
         if !(flat.vars.is_empty() && flat.symbols.is_empty()) {
@@ -233,6 +217,42 @@ impl Lowering<'_> {
             address = text::element(&mut self.w, address, at, Ty::I32, element(dtype));
         }
         Spot { address, dtype, side_by_side, by_lane }
+    }
+
+    /// Where an element lies.
+    pub fn address(&mut self, place: &Place) -> Address {
+        self.spot(place, 0).address
+    }
+
+    /// Whether so many neighbouring lanes lie side by side in one aligned vector.
+    pub fn lie_together(&self, place: &Place, var: VarId, count: usize) -> bool {
+        let count_number = i64::try_from(count).expect("a lane");
+        let whole = |factor: i64| factor % count_number == 0;
+        let (strides, leading, inner) = match place.memory {
+            Memory::Buffer(buffer) => (self.kernel.buffers[buffer.0 as usize].strides(), 0, 0),
+            Memory::Arg(arg) => {
+                let arg = &self.kernel.args[arg.0 as usize];
+                let mut strides = vec![1; arg.inner.len()];
+                for d in (1..arg.inner.len()).rev() {
+                    strides[d - 1] = strides[d] * arg.inner[d];
+                }
+                let leading = place.indices.len() - strides.len();
+                (strides, leading, arg.inner.iter().product())
+            }
+        };
+        let mut flat = Affine::default();
+        for (index, stride) in place.indices[leading..].iter().zip(&strides) {
+            if index.at_most.is_some() {
+                return false;
+            }
+            add_scaled(&mut flat, &index.value, i64::try_from(*stride).expect("a buffer fits memory"));
+        }
+        flat.coefficient(var) == 1
+            && whole(flat.constant)
+            && flat.vars.iter().all(|(v, factor)| *v == var || whole(*factor))
+            && flat.symbols.iter().all(|(_, factor)| whole(*factor))
+            && inner % count == 0
+            && !place.indices[..leading].iter().any(|index| index.mentions(var))
     }
 
     fn load(&mut self, place: &Place) -> Vec<Val> {

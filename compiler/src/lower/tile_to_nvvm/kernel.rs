@@ -44,6 +44,8 @@ pub(super) struct Lowering<'k> {
     pub warp: Val,
     /// Tokens of the sequence, 32 bits.
     length: Option<Val>,
+    /// Copies to shared memory are under way.
+    pub under_way: bool,
     /// What was touched since the last barrier.
     read: BTreeSet<Memory>,
     written: BTreeSet<Memory>,
@@ -80,6 +82,7 @@ pub fn lower(
         lane,
         warp,
         length: None,
+        under_way: false,
         read: BTreeSet::new(),
         written: BTreeSet::new(),
         common: BTreeSet::new(),
@@ -364,9 +367,7 @@ impl Lowering<'_> {
                 self.enter_loop(*var, lo, hi, *order);
                 self.stmts(body)?;
                 // The next turn starts as this one did.
-                text::barrier(&mut self.w);
-                self.read.clear();
-                self.written.clear();
+                self.barrier();
                 self.w.end();
             }
             Stmt::If { cond, body } => {
@@ -398,12 +399,21 @@ impl Lowering<'_> {
         let conflict =
             !self.written.is_disjoint(&reads) || !self.written.is_disjoint(&writes) || !self.read.is_disjoint(&writes);
         if conflict {
-            text::barrier(&mut self.w);
-            self.read.clear();
-            self.written.clear();
+            self.barrier();
         }
         self.read.extend(reads);
         self.written.extend(writes);
+    }
+
+    /// Waits for all threads, and for what they copy.
+    fn barrier(&mut self) {
+        if self.under_way {
+            text::command(&mut self.w, "llvm.nvvm.cp.async.wait.all", &[]);
+            self.under_way = false;
+        }
+        text::barrier(&mut self.w);
+        self.read.clear();
+        self.written.clear();
     }
 
     /// Memories, and those that share bytes with them.

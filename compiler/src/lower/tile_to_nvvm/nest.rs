@@ -4,16 +4,21 @@
 //! body. Sums over lanes go lane by lane in each thread and then pairwise over the warp: the same order whatever runs it.
 
 use super::kernel::Lowering;
+use super::place::Space;
 use super::text;
 use crate::lower::tile_to_mlir::writer::{Ty, Val};
-use crate::tile::ir::{BinaryOp, Expr, Index, Order, Place, ReduceOp, Stmt, VarId};
+use crate::tile::ir::{BinaryOp, Expr, Index, Memory, Order, Place, ReduceOp, Stmt, VarId};
 
 /// Threads of a warp.
 const WARP: i64 = 32;
 /// Lanes of a group: 16 bytes of float32.
 const GROUP: usize = 4;
+/// Bytes that are copied past the registers at a time.
+const COPIED: usize = 16;
+/// Rows that a warp reduces at once.
+const ROWS_TOGETHER: i64 = 8;
 /// Turns of a thread whose loads are all issued before their stores.
-const TOGETHER: i64 = 4;
+const TOGETHER: i64 = 8;
 
 /// A loop of any order that is spread.
 struct Level<'s> {
@@ -70,6 +75,9 @@ impl Lowering<'_> {
     /// A nest, by all threads of the block.
     pub(super) fn spread(&mut self, stmt: &Stmt) {
         let nest = Nest::of(stmt);
+        if self.copy(&nest) {
+            return;
+        }
         if is_single(nest.body) {
             self.over_threads(&nest);
         } else {
@@ -200,7 +208,116 @@ impl Lowering<'_> {
         self.w.end();
     }
 
+    /// A copy from a tensor to shared memory of the same type, sixteen bytes at a time, past the registers: it is under
+    /// way while the threads go on. Does nothing if the nest is no such copy.
+    fn copy(&mut self, nest: &Nest) -> bool {
+        let ([Stmt::Store { place, value: Expr::Load(from) }], Some((var, extent))) = (nest.body, nest.lanes) else {
+            return false;
+        };
+        let (Memory::Buffer(buffer), Memory::Arg(arg)) = (place.memory, from.memory) else { return false };
+        let home = self.homes.homes[buffer.0 as usize];
+        let tensor = &self.kernel.args[arg.0 as usize];
+        let group = COPIED / home.dtype.bytes();
+        if home.space != Space::Shared || tensor.dtype != home.dtype || !extent.is_multiple_of(group) {
+            return false;
+        }
+        if !self.lie_together(place, var, group) || !self.lie_together(from, var, group) {
+            return false;
+        }
+        let threads = i64::try_from(self.options.threads).expect("a block is small");
+        let (outer, _) = self.turns(&nest.levels);
+        let groups = text::int(&mut self.w, i64::try_from(extent / group).expect("a row fits memory"));
+        let total = self.w.op("mul", outer, groups, Ty::I32);
+        let step = text::int(&mut self.w, threads);
+        let thread = self.thread;
+        let flat = self.w.open_loop(thread, total, step, Ty::I32);
+        let lane = self.w.op("urem", flat, groups, Ty::I32);
+        let size = text::int(&mut self.w, i64::try_from(group).expect("a group is small"));
+        let lane = self.w.op("mul", lane, size, Ty::I32);
+        let outer = self.w.op("udiv", flat, groups, Ty::I32);
+        self.vars.insert(var, lane);
+        self.bind(&nest.levels, outer);
+        let (to, from) = (self.address(place), self.address(from));
+        self.w.raw(format_args!(
+            "llvm.call_intrinsic \"llvm.nvvm.cp.async.cg.shared.global.16\"({}, {}) : ({}, {}) -> ()",
+            to.at, from.at, to.space, from.space
+        ));
+        self.w.end();
+        self.under_way = true;
+        true
+    }
+
+    /// Reductions of many rows, several to a warp at once: their loads and exchanges overlap. Does nothing if the nest is
+    /// something else.
+    fn reduce_rows(&mut self, nest: &Nest) -> bool {
+        let [Stmt::ReduceLanes { place, op, var, extent, value, accumulate: false }] = nest.body else { return false };
+        let warps = i64::try_from(self.options.threads).expect("a block is small") / WARP;
+        let (total, number) = self.turns(&nest.levels);
+        let lanes = i64::try_from(*extent).expect("a row fits memory");
+        let Some(rows) = number.filter(|rows| rows % warps == 0 && lanes % WARP == 0 && lanes <= 8 * WARP) else {
+            return false;
+        };
+        let together = (1..=ROWS_TOGETHER).rev().find(|n| (rows / warps) % n == 0).unwrap_or(1);
+        let binary = match op {
+            ReduceOp::Sum => BinaryOp::Add,
+            ReduceOp::Max => BinaryOp::Max,
+        };
+        let step = text::int(&mut self.w, warps * together);
+        let warp = self.warp;
+        let first = self.w.open_loop(warp, total, step, Ty::I32);
+        let mut rows: Vec<(Vec<(VarId, Val)>, Val)> = Vec::new();
+        for row in 0..together {
+            let flat = if row == 0 {
+                first
+            } else {
+                let ahead = text::int(&mut self.w, row * warps);
+                self.w.op("add", first, ahead, Ty::I32)
+            };
+            self.bind(&nest.levels, flat);
+            let mut parts = Vec::new();
+            for turn in 0..lanes / WARP {
+                let ahead = text::int(&mut self.w, turn * WARP);
+                let lane = self.lane;
+                let at = if turn == 0 { lane } else { self.w.op("add", lane, ahead, Ty::I32) };
+                self.vars.insert(*var, at);
+                parts.push(self.uniform(value));
+            }
+            let mut sum = parts[0];
+            for part in &parts[1..] {
+                sum = self.functions.binary(&mut self.w, binary, sum, *part, 0);
+            }
+            rows.push((nest.levels.iter().map(|level| (level.var, self.vars[&level.var])).collect(), sum));
+        }
+        for distance in [16, 8, 4, 2, 1] {
+            for (_, sum) in &mut rows {
+                let other = self.exchanged(*sum, distance);
+                *sum = self.functions.binary(&mut self.w, binary, *sum, other, 0);
+            }
+        }
+        let zero = text::int(&mut self.w, 0);
+        let one = self.w.icmp("eq", self.lane, zero, Ty::I32);
+        self.w.open_if(one);
+        for (bound, sum) in rows {
+            self.vars.extend(bound);
+            self.store(place, &[sum]);
+        }
+        self.w.end();
+        self.w.end();
+        true
+    }
+
+    /// The value of the thread of the warp whose number differs in one bit.
+    fn exchanged(&mut self, value: Val, distance: i64) -> Val {
+        let (all, clamp) = (text::int(&mut self.w, -1), text::int(&mut self.w, 31));
+        let distance = text::int(&mut self.w, distance);
+        let operands = [(all, Ty::I32), (value, Ty::F32), (distance, Ty::I32), (clamp, Ty::I32)];
+        text::intrinsic(&mut self.w, "llvm.nvvm.shfl.sync.bfly.f32", &operands, "f32")
+    }
+
     fn over_warps(&mut self, nest: &Nest) {
+        if self.reduce_rows(nest) {
+            return;
+        }
         let warps = i64::try_from(self.options.threads).expect("a block is small") / WARP;
         let (total, _) = self.turns(&nest.levels);
         let step = text::int(&mut self.w, warps);
@@ -329,11 +446,8 @@ impl Lowering<'_> {
         let next = self.uniform(value);
         let next = self.functions.binary(&mut self.w, binary, turn.values[0], next, 0);
         let mut total = self.w.end_carried(&turn, &[next])[0];
-        let (all, clamp) = (text::int(&mut self.w, -1), text::int(&mut self.w, 31));
         for distance in [16, 8, 4, 2, 1] {
-            let distance = text::int(&mut self.w, distance);
-            let operands = [(all, Ty::I32), (total, Ty::F32), (distance, Ty::I32), (clamp, Ty::I32)];
-            let other = text::intrinsic(&mut self.w, "llvm.nvvm.shfl.sync.bfly.f32", &operands, "f32");
+            let other = self.exchanged(total, distance);
             total = self.functions.binary(&mut self.w, binary, total, other, 0);
         }
         if accumulate {
