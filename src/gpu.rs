@@ -137,7 +137,7 @@ pub fn make(
     family: &Family,
     schedule: Option<Schedule>,
 ) -> Result<GpuRecurrence, Failure> {
-    let schedule = schedule.unwrap_or_else(|| artifact::usual_schedule(request));
+    let schedule = schedule.unwrap_or(artifact::USUAL_SCHEDULE);
     Ok(artifact::compile_gpu(instance, request, parts, dtype, family, &schedule)?)
 }
 

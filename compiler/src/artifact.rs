@@ -251,7 +251,10 @@ pub fn compile_gpu(
     schedule: &Schedule,
 ) -> Result<GpuRecurrence, CompileError> {
     let chunk = request.chunk.or(schedule.chunk);
-    let derived = derive(instance, &Request { chunk, ..request.clone() })?;
+    let mut derived = derive(instance, &Request { chunk, ..*request })?;
+    if chunk.is_none() && request.form == Form::Chunkwise && derived.chunk < SHORTEST_CHUNK {
+        derived = derive(instance, &Request { chunk: Some(SHORTEST_CHUNK), ..*request })?;
+    }
     let options = options_for_gpu(dtype);
     let layout = layout(dtype, schedule.threads, family);
     let graphs = graphs_after(&derived, parts, pipeline::FOR_GPU)?;
@@ -316,15 +319,14 @@ pub fn compile_gpu(
     Ok(GpuRecurrence { signature, forward, forward_saving, backward })
 }
 
-/// The schedule of a form when nobody asks: chunks as long as the tensor cores like them.
+/// Tokens a chunk when nobody asks: shorter ones leave the tensor cores idle.
 #[cfg(feature = "llvm")]
-pub fn usual_schedule(request: &Request) -> Schedule {
-    let chunk = match request.form {
-        Form::Chunkwise => Some(64),
-        Form::Recurrent | Form::Parallel => None,
-    };
-    Schedule { chunk, ..Schedule::of(Stages::Fused) }
-}
+const SHORTEST_CHUNK: usize = 32;
+
+/// The schedule when nobody asks.
+#[cfg(feature = "llvm")]
+pub const USUAL_SCHEDULE: Schedule =
+    Schedule { stages: Stages::Fused, chunk: None, threads: None, states: DType::F32, operands: DType::F32 };
 
 /// How kernels for tensors of a type are laid out on a family of GPUs.
 #[cfg(feature = "llvm")]

@@ -144,7 +144,8 @@ pub fn derive(instance: &Instance, request: &Request) -> Result<Derived, Compile
 /// Derives the summary of a span, steps of `chunk` tokens: a graph whose carries are, for each state `S`, `U.S` (from
 /// zero), `M.S` (from `init.M.S`, block rows of the identity over the stratum's stacked contracted axes) and, where it
 /// decays along kept axes, `D.S` (from `init.D.S`, ones); their last values are `summary.U.S` and so on. Then
-/// S_end = (M S) ⊙ D + U.
+/// S_end = (M S) ⊙ D + U. For an elementwise state, `M.S` is from `init.M.S`, ones, along the axes that its factors vary
+/// along, and S_end = M ⊙ S + U.
 pub fn summarise(instance: &Instance, chunk: Option<usize>) -> Result<Graph, CompileError> {
     let token = program_to_graph(instance);
     let mut arena = Builder::resume(token.graph.dims.clone(), token.graph.nodes.clone());

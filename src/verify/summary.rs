@@ -56,10 +56,28 @@ pub fn compose(instance: &Instance, tensors: &Bundle, cuts: &[usize], chunk: usi
     let program = instance.program;
     let graph = summarise(instance, Some(chunk))?;
     let derived = compile::derive(instance, &request(Form::Recurrent, None, 0, Parts::Forward, Inside::default()))?;
+    let (batch, heads) = batch_and_heads(instance, tensors);
+    let mut summaries = Vec::new();
+    for (&begin, &end) in cuts.iter().zip(cuts.iter().skip(1)) {
+        let mut part = slices::tokens(program, tensors, begin..end);
+        part.retain(|name, _| !name.starts_with("init.") && !name.starts_with("grad_"));
+        part.extend(identities(&graph, &derived.recurrence.strata, &derived.token, batch, heads));
+        summaries.push(interp::run(&graph, &part, Some(heads)).map_err(|error| Failure::Ours(error.to_string()))?);
+    }
     let mut finals = Bundle::new();
     for stratum in &derived.recurrence.strata {
-        let Class::LowRank(form) = &stratum.class else {
-            return Err(Failure::Ours("a summary of a stratum that has none".to_owned()));
+        let form = match &stratum.class {
+            Class::LowRank(form) => form,
+            Class::Elementwise { .. } => {
+                for &state in &stratum.states {
+                    let axes = &program.states[state].axes;
+                    let shape = [vec![batch, heads], instance.shape(axes)].concat();
+                    let name = &derived.token.carries[state].name;
+                    finals.insert(format!("final.{name}"), elementwise(name, &graph, &summaries, tensors, &shape)?);
+                }
+                continue;
+            }
+            Class::General { .. } => return Err(Failure::Ours("a summary of a stratum that has none".to_owned())),
         };
         let states: Vec<Matrix> = form
             .states
@@ -69,16 +87,10 @@ pub fn compose(instance: &Instance, tensors: &Bundle, cuts: &[usize], chunk: usi
                 matrix(&derived.token, &carry.name, &carry.layout, &state.contracted, &state.free, &graph)
             })
             .collect();
-        let (batch, heads) = batch_and_heads(instance, tensors);
         let mut composed: Vec<Option<Map>> = (0..batch * heads).map(|_| None).collect();
-        let ends = cuts.iter().skip(1);
-        for (&begin, &end) in cuts.iter().zip(ends) {
-            let mut part = slices::tokens(program, tensors, begin..end);
-            part.retain(|name, _| !name.starts_with("init.") && !name.starts_with("grad_"));
-            part.extend(identities(&graph, &derived.recurrence.strata, &derived.token, batch, heads));
-            let summary = interp::run(&graph, &part, Some(heads)).map_err(|error| Failure::Ours(error.to_string()))?;
+        for summary in &summaries {
             for (item, map) in composed.iter_mut().enumerate() {
-                let next = read(&states, &summary, item);
+                let next = read(&states, summary, item);
                 *map = Some(match map.take() {
                     None => next,
                     Some(first) => after(&states, &first, &next),
@@ -96,6 +108,49 @@ pub fn compose(instance: &Instance, tensors: &Bundle, cuts: &[usize], chunk: usi
         }
     }
     Ok(finals)
+}
+
+/// The final state S ↦ M ⊙ S + U of composed spans, each element by itself; M lies along some of the state's axes.
+fn elementwise(
+    name: &str,
+    graph: &Graph,
+    summaries: &[Bundle],
+    tensors: &Bundle,
+    shape: &[usize],
+) -> Result<Tensor, Failure> {
+    let layout = |part: &str| {
+        let carry = graph.carries.iter().find(|carry| carry.name == format!("{part}.{name}"));
+        carry.map(|carry| &carry.layout).ok_or_else(|| Failure::Ours(format!("no {part} in the summary of {name}")))
+    };
+    let (whole, along) = (layout("U")?, layout("M")?);
+    let inner: usize = graph.sizes(whole).iter().product();
+    let factors: usize = graph.sizes(along).iter().product();
+    // Where the factor of each element of a state lies.
+    let places: Vec<usize> = (0..inner)
+        .map(|mut at| {
+            let mut place = 0;
+            for dim in whole.iter().rev() {
+                let size = graph.dim(*dim).size;
+                if let Some(position) = along.iter().position(|other| other == dim) {
+                    place += at % size * graph.sizes(&along[position + 1..]).iter().product::<usize>();
+                }
+                at /= size;
+            }
+            place
+        })
+        .collect();
+    let elements = shape.iter().product::<usize>();
+    let (mut m, mut u) = (vec![1.0; elements], vec![0.0; elements]);
+    for summary in summaries {
+        let (next_m, next_u) = (&summary[&format!("summary.M.{name}")], &summary[&format!("summary.U.{name}")]);
+        for at in 0..elements {
+            let factor = next_m.data[at / inner * factors + places[at % inner]];
+            m[at] *= factor;
+            u[at] = factor * u[at] + next_u.data[at];
+        }
+    }
+    let init = tensors.get(&format!("init.{name}"));
+    Ok(Tensor::from_fn(shape, |at| init.map_or(0.0, |init| m[at] * init.data[at]) + u[at]))
 }
 
 fn batch_and_heads(instance: &Instance, tensors: &Bundle) -> (usize, usize) {
@@ -163,10 +218,11 @@ fn identities(
         let inner = graph.sizes(&carry.layout);
         let shape = [vec![batch, heads], inner.clone()].concat();
         let tensor = match carry.name.split_once('.') {
-            Some(("M", name)) => {
+            // Of an elementwise state, M begins at ones like D.
+            Some(("M", name)) if first_rows.contains_key(name) => {
                 let cols = *inner.last().expect("a matrix has columns");
                 let rows: usize = inner[..inner.len() - 1].iter().product();
-                let first = first_rows.get(name).copied().unwrap_or(0);
+                let first = first_rows[name];
                 Tensor::from_fn(&shape, |i| if i % cols == first + i / cols % rows { 1.0 } else { 0.0 })
             }
             Some(_) | None => Tensor::from_fn(&shape, |_| 1.0),

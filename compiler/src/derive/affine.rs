@@ -4,6 +4,7 @@
 //! state-free factors with 1, a version of a state, or a read of one. Never guesses: what is not seen to be affine is
 //! [`Value::Opaque`].
 
+use super::normalised::have_a_source_in_common;
 use crate::graph::build::Builder;
 use crate::graph::ir::{Binary, DimId, NodeId, Op, Unary};
 use std::collections::HashMap;
@@ -303,10 +304,20 @@ impl<'a> Analysis<'a> {
                 all
             }
             Op::Binary(Binary::Div, x, y) => {
-                let inverse = self.builder.unary(Unary::Recip, y);
                 let mut all = self.products(x);
                 for factors in &mut all {
-                    factors.push(inverse);
+                    // A factor that varies with the divisor stays together with it: a part of each gradient cancels
+                    // between the two, which rounding would spoil if they went into different sums.
+                    let with = factors.iter().position(|&factor| {
+                        let b = &*self.builder;
+                        !self.mixes(factor)
+                            && b.dims_of(y).iter().all(|&d| b.has(factor, d))
+                            && have_a_source_in_common(b, factor, y)
+                    });
+                    match with {
+                        Some(at) => factors[at] = self.builder.binary(Binary::Div, factors[at], y),
+                        None => factors.push(self.builder.unary(Unary::Recip, y)),
+                    }
                 }
                 all
             }

@@ -192,16 +192,38 @@ fn attempt(
     Ok(Step { chunk: deriver.chunk, outputs, starts, ends, tensors })
 }
 
-/// Builds the summary of a step, for a recurrence whose strata are all of low rank and do not feed each other.
+/// Builds the summary of a step, for a recurrence whose strata are of low rank or one elementwise state each and do not
+/// feed each other.
 pub fn summary(plan: Plan<'_>, rows: usize, derivation: Derivation) -> Result<Summary, CompileError> {
-    let Plan { token, arena, recurrence } = plan;
+    let Plan { token, mut arena, mut recurrence } = plan;
+    // Nothing is asked for but the states; an elementwise one has what collects its factors beside it.
+    let mut token = token.clone();
+    token.graph.outputs.clear();
+    let n_states = token.graph.carries.len();
+    for stratum in &mut recurrence.strata {
+        match (&stratum.class, stratum.states.as_slice()) {
+            (Class::LowRank(_), _) => {}
+            (Class::Elementwise { .. }, &[state]) => {
+                stratum.states.push(summarise_span::collect_factors(&mut token, &mut arena, state)?);
+            }
+            (Class::Elementwise { .. }, _) => {
+                return Err(no_summary("states take in the whole of each other, element by element"));
+            }
+            (Class::General { because, .. }, _) => return Err(no_summary(because)),
+        }
+    }
+    let token = &token;
     let mut chunk = Chunk::new(Builder::with_dims(arena.dims.clone()), rows);
     chunk.derivation = derivation;
     let starts: Vec<NodeId> = token
         .graph
         .carries
         .iter()
-        .map(|c| chunk.b.input(&format!("U.{}", c.name), InputKind::Carry, c.layout.clone(), None))
+        .enumerate()
+        .map(|(s, c)| {
+            let name = if s < n_states { format!("U.{}", c.name) } else { c.name.clone() };
+            chunk.b.input(&name, InputKind::Carry, c.layout.clone(), None)
+        })
         .collect();
     let (kept, mut wanted) = (BTreeSet::new(), None);
     let mut deriver = Deriver {
@@ -218,7 +240,8 @@ pub fn summary(plan: Plan<'_>, rows: usize, derivation: Derivation) -> Result<Su
     let mut carries = Vec::new();
     for stratum in recurrence.strata {
         let Class::LowRank(form) = stratum.class else {
-            return Err(no_summary("a state that is gone through a token at a time"));
+            carries.extend(deriver.elementwise_summary(&stratum.states, &starts)?);
+            continue;
         };
         deriver.feeds_nothing(&form)?;
         let mut ends = vec![None; starts.len()];
@@ -274,6 +297,9 @@ pub fn summary(plan: Plan<'_>, rows: usize, derivation: Derivation) -> Result<Su
     Ok(Summary { chunk: deriver.chunk, carries })
 }
 
+/// Why states of one stratum that enter another have no summary.
+const FED: &str = "a read of one state enters another, so they are not affine together";
+
 /// Why there is no summary.
 pub fn no_summary(because: &str) -> CompileError {
     CompileError::Limit {
@@ -298,9 +324,31 @@ impl Deriver<'_> {
             nodes.extend(edit.scale.iter().chain(&edit.c));
         }
         if nodes.into_iter().any(|node| !self.strata_of(node).is_empty()) {
-            return Err(no_summary("a read of one state enters another, so they are not affine together"));
+            return Err(no_summary(FED));
         }
         Ok(())
+    }
+
+    /// The carries of an elementwise state, gone through a token at a time together with what collects its factors.
+    fn elementwise_summary(&mut self, states: &[usize], starts: &[NodeId]) -> Result<Vec<SummaryCarry>, CompileError> {
+        let token = self.token;
+        for &state in states {
+            let last = token.versions[state].last().expect("a state has its first version").node;
+            if self.strata_of(last).into_iter().any(|at| !self.strata[at].contains(&state)) {
+                return Err(no_summary(FED));
+            }
+        }
+        let mut ends = vec![None; starts.len()];
+        self.scan(states, starts, &mut ends, false)?;
+        let name = &token.graph.carries[states[0]].name;
+        self.chunk.derivation.record(&summarise_span::RULE, format!("{name}, elementwise"), None);
+        let carries = states.iter().zip(["U", "M"]).map(|(&state, part)| {
+            let layout = token.graph.carries[state].layout.clone();
+            let end = ends[state].expect("the scan gives every state");
+            let end = self.chunk.b.broadcast(end, &layout);
+            SummaryCarry { name: format!("{part}.{name}"), from_tensor: part == "M", start: starts[state], end, layout }
+        });
+        Ok(carries.collect())
     }
 
     /// The strata a token node depends on.

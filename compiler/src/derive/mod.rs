@@ -5,6 +5,7 @@ pub mod chunk;
 pub mod form;
 pub mod forms;
 pub mod interval;
+pub mod normalised;
 pub mod recognise;
 pub mod recurrence;
 pub mod rule;

@@ -3,7 +3,7 @@
 
 use chunkwise_abi::DType;
 use chunkwise_abi::gpu::GpuModule;
-use chunkwise_compiler::artifact::{Parts, compile_gpu, usual_schedule};
+use chunkwise_compiler::artifact::{Parts, USUAL_SCHEDULE, compile_gpu};
 use chunkwise_compiler::compile::Request;
 use chunkwise_compiler::derive::form::{Form, Inside};
 use chunkwise_compiler::error::CompileError;
@@ -97,8 +97,7 @@ fn every_example_for_every_family() {
             let request = Request { form, chunk, max_length: 0, backward: true, inside: Inside::default() };
             for family in FAMILIES {
                 let recurrence =
-                    match compile_gpu(&instance, &request, Parts::Both, DType::BF16, family, &usual_schedule(&request))
-                    {
+                    match compile_gpu(&instance, &request, Parts::Both, DType::BF16, family, &USUAL_SCHEDULE) {
                         Ok(recurrence) => recurrence,
                         Err(CompileError::Limit { .. }) => continue,
                         Err(error) => panic!("{what} {form:?} {}: {error:?}", family.name),

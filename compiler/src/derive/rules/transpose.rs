@@ -7,6 +7,7 @@
 
 use super::gate_inside::{strict_cols, strict_gate, strict_rows, strict_weight};
 use crate::derive::chunk::within_token;
+use crate::derive::normalised::{norm_of, numerator_adjoint};
 use crate::derive::rule::Rule;
 use crate::error::CompileError;
 use crate::graph::build::Builder;
@@ -347,6 +348,12 @@ impl Transposer<'_> {
                 }
             }
             Binary::Div => {
+                if self.is_active(a)
+                    && let Some(norm) = norm_of(self.b, a, c)
+                {
+                    let a_adj = numerator_adjoint(self.b, &norm, c, y, y_adj);
+                    return self.add(a, a_adj);
+                }
                 if self.is_active(a) {
                     let a_adj = self.b.binary(Binary::Div, y_adj, c);
                     self.add(a, a_adj);

@@ -19,7 +19,7 @@ pub(in crate::lower) mod writer;
 
 pub use module::{Mlir, context, parse};
 
-use crate::tile::ir::Kernel;
+use crate::tile::ir::{Kernel, Stmt};
 use std::fmt::Write;
 
 /// What the vectors of a processor can do, as far as the text depends on it.
@@ -60,6 +60,15 @@ pub fn module_text(kernels: &[(&Kernel, &str)], vectors: &Vectors) -> String {
         bodies.push_str(&transpose::define(vectors));
     }
     format!("{attributes}module {{\n{bodies}{}}}\n", functions.define())
+}
+
+/// Whether every product has a right operand whose columns are side by side: the only ones processors are given.
+pub fn takes(body: &[Stmt]) -> bool {
+    body.iter().all(|stmt| match stmt {
+        Stmt::For { body, .. } | Stmt::Lanes { body, .. } | Stmt::If { body, .. } => takes(body),
+        Stmt::Matmul(product) => product.b.col_stride == 1,
+        Stmt::Local { .. } | Stmt::Assign { .. } | Stmt::Store { .. } | Stmt::ReduceLanes { .. } => true,
+    })
 }
 
 /// Bytes of scratch a worker of this kernel needs.

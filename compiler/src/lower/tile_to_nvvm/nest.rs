@@ -56,6 +56,9 @@ impl<'s> Nest<'s> {
     }
 }
 
+/// Variables and their values in one of several turns taken together.
+type Bound = Vec<(VarId, Val)>;
+
 /// Whether a thread can run these statements alone.
 fn is_single(body: &[Stmt]) -> bool {
     body.iter().all(|stmt| match stmt {
@@ -160,7 +163,7 @@ impl Lowering<'_> {
         let step = text::int(&mut self.w, threads * together);
         let thread = self.thread;
         let first = self.w.open_loop(thread, total, step, Ty::I32);
-        let mut stored: Vec<(Vec<(VarId, Val)>, Vec<Val>)> = Vec::new();
+        let mut stored: Vec<(Bound, Vec<Val>)> = Vec::new();
         for turn in 0..together {
             let flat = if turn == 0 {
                 first
@@ -265,7 +268,7 @@ impl Lowering<'_> {
         let step = text::int(&mut self.w, warps * together);
         let warp = self.warp;
         let first = self.w.open_loop(warp, total, step, Ty::I32);
-        let mut rows: Vec<(Vec<(VarId, Val)>, Val)> = Vec::new();
+        let mut rows: Vec<(Bound, Val)> = Vec::new();
         for row in 0..together {
             let flat = if row == 0 {
                 first

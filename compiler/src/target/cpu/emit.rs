@@ -54,6 +54,15 @@ pub struct Compiled {
 
 /// Compiles kernels, each to a function [`chunkwise_abi::KernelFn`] of the given symbol.
 pub fn compile_kernels(kernels: &[(&Kernel, &str)], target: &CpuTarget, want: Want) -> Result<Compiled, CompileError> {
+    if !kernels.iter().all(|(kernel, _)| tile_to_mlir::takes(&kernel.body)) {
+        return Err(CompileError::Limit {
+            what: "a product whose right operand has its columns apart, on a processor".to_owned(),
+            instead: "a transposed copy of that operand, as kernels made for processors have; kernels made for GPUs \
+                      are for `--arch`"
+                .to_owned(),
+            span: None,
+        });
+    }
     let text = tile_to_mlir::module_text(kernels, &target.vectors());
     let mut compiled = Compiled {
         mlir: None,
