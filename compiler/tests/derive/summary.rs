@@ -98,8 +98,8 @@ fn composed_summaries_are_one_pass() {
     }
 }
 
-/// The multi-index, in canonical order of a layout, of each element of a tensor with that layout.
-fn strides(graph: &Graph, whole: &[DimId], part: &[DimId]) -> impl Fn(usize) -> usize + use<> {
+/// Where an element lies in a tensor along some of the axes, from where it lies in one along all of them.
+fn place_along(graph: &Graph, whole: &[DimId], part: &[DimId]) -> impl Fn(usize) -> usize + use<> {
     let sizes = graph.sizes(whole);
     let steps: Vec<usize> = whole
         .iter()
@@ -134,7 +134,7 @@ fn compose_elementwise(
             &summary.carries.iter().find(|carry| carry.name == name).unwrap_or_else(|| panic!("no {name}")).layout
         };
         let (whole, part) = (layout_of("U"), layout_of("M"));
-        let place = strides(summary, whole, part);
+        let place = place_along(summary, whole, part);
         let (n, n_part) =
             (summary.sizes(whole).iter().product::<usize>(), summary.sizes(part).iter().product::<usize>());
         // What comes after the tokens in hand: nothing, at first.
@@ -230,31 +230,32 @@ fn factors_of_every_shape_are_collected() {
 #[test]
 fn drawn_elementwise_programs_compose() {
     let mut compared = 0;
-    for seed in 0..3000 {
+    for seed in 0..1000 {
         let source = generate(seed);
         if let Some(error) = compare(&source, seed) {
             assert!(error <= 1e-9, "seed {seed}: off by {error:e}\n{source}");
             compared += 1;
         }
     }
+    println!("{compared} drawn programs were elementwise");
     assert!(compared >= 30, "only {compared} programs were elementwise");
 }
 
 #[test]
-fn what_is_not_affine_or_fed_by_another_state_has_no_summary() {
+fn what_is_hidden_or_fed_by_another_state_has_no_summary() {
     let refused = |source: &str| {
         let program = program(source);
         let sizes = program.axes.iter().map(|axis| (axis.name.clone(), 3)).collect();
         let instance = Instance::new(&program, &sizes, &BTreeMap::new()).expect("the sizes are those of its axes");
         summarise(&instance, None).expect_err("there is none").to_string()
     };
-    let curved = "recurrence r { axis V
+    let stopped = "recurrence r { axis V
         input x: [V]
         state h: [V]
-        h = tanh(h) + x
+        h = 0.5 * stop_gradient(h) + x
         output o: [V] = h
     }";
-    assert!(refused(curved).contains("the new value of h is not affine in it"), "{}", refused(curved));
+    assert!(refused(stopped).contains("the new value of h is not seen to be affine"), "{}", refused(stopped));
     let fed = "recurrence r { axis V
         input x: [V]
         state g: [V], h: [V]

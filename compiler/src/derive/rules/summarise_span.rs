@@ -78,7 +78,7 @@ fn factor(
     let terms = match analysis.definition(node) {
         Value::Free => vec![],
         Value::Affine(terms) => terms,
-        Value::Opaque => return refused("is not affine in it"),
+        Value::Opaque => return refused("is not seen to be affine in it"),
     };
     let mut sum = Vec::new();
     for term in terms {
