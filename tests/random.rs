@@ -1,6 +1,6 @@
 //! Random programs, compiled in float32: outputs and states within 2e-5, gradients within 1e-4 of the float64 reference,
-//! relative to max(‖reference‖, a root mean square of 1e-3), and more where rounding the inputs alone moves the
-//! reference by more ([`chunkwise::verify::budget`]).
+//! relative to max(‖reference‖, a root mean square of 1e-3), and more where rounding alone, of the inputs and of what is
+//! computed on the way, moves the reference by more ([`chunkwise::verify::budget`]).
 //!
 //! The long mode: `CHUNKWISE_PROGRAMS=2000 cargo test --release --test all -- --ignored many_random_programs_compiled
 //! --nocapture`, from the seed in `CHUNKWISE_SEED`.
@@ -233,6 +233,73 @@ fn programs_that_once_went_wrong_compiled() {
             let findings = findings.unwrap_or_else(|message| panic!("{name}: {message}"));
             assert!(findings.limit.is_none() && findings.compared > 0, "{name}");
         }
+    }
+}
+
+/// Programs and cases whose gradient goes through a quotient by a sum or norm of its own numerator, over few positions:
+/// all of it cancels, or nearly all. Found by the long mode.
+const CANCELS: [(&str, &str); 7] = [
+    (
+        "seed=3903631953,batch=1,tokens=2,heads=1,groups=1,chunk=16,init=no,regime=saturated,size.K=1,size.V=3",
+        "axis K, V input x0: [K], v0: [V], k0: [K] in unit(K) state S: [K, V] \
+         S = S + softmax(x0, K) * v0 output o0: [V] = k0 @ S",
+    ),
+    (
+        "seed=3903631953,batch=1,tokens=70,heads=1,groups=1,chunk=16,init=yes,regime=saturated,size.K=3,size.V=5",
+        "axis K, V input x0: [K], v0: [V], k0: [K] in unit(K) state S: [K, V] \
+         S = S + softmax(x0, K) * v0 output o0: [V] = k0 @ S",
+    ),
+    (
+        "seed=2752308976,batch=3,tokens=7,heads=2,groups=2,chunk=64,init=yes,regime=usual,size.K=1,size.V=20",
+        "axis K, V input k0: [K] in unit(K), v0: [V], k2: [K] in unit(K), x1: [K] param B1: [] in [0, 1] \
+         state M: [K, V] output o0: [V] = k0 @ M M = M + k0 * v0 M = M - k2 * (0.5 * B1 * (softmax(x1, K) @ M))",
+    ),
+    (
+        "seed=3982358043,batch=1,tokens=33,heads=2,groups=1,chunk=64,init=no,regime=saturated,size.K=1,size.V=33",
+        "axis K, V input k0: [K] in unit(K), v0: [V], k1: [K] in unit(K), x1: [K] state M: [K, V] state S: [K, V] \
+         output o0: [V] = k0 @ M M = M + k0 * v0 S = S + k1 * (0.2 * (softmax(x1, K) @ M))",
+    ),
+    (
+        "seed=2381736625,batch=1,tokens=1,heads=1,groups=1,chunk=16,init=yes,regime=usual,size.K=1,size.V=4",
+        "axis K, V input x0: [K] state S: [K, V] output o0: [V] = l2norm(x0, K) @ S",
+    ),
+    (
+        "seed=528797419,batch=1,tokens=1,heads=1,groups=1,chunk=16,init=no,regime=usual,size.K=1,size.V=1",
+        "axis K, V input x0: [K], v0: [V] state S: [K, V] state h: [V] S = S + l2norm(x0, K) * v0 output o0: [V] = h",
+    ),
+    (
+        "seed=1649943037,batch=3,tokens=2,heads=4,groups=2,chunk=64,init=yes,regime=usual,size.K=16,size.V=1",
+        "axis K, V input k2: [K] in unit(K), v0: [V], q2: [K] in unit(K) state S: [K, V] state n: [K] state p: [K] \
+         S = S + 0.5 * (k2 + p) * v0 output o0: [V] = l2norm(q2 @ S + 0.5 * (k2 @ n), V) p = k2",
+    ),
+];
+
+#[test]
+fn gradients_that_cancel_need_no_allowance() {
+    for (case, source) in CANCELS {
+        let source = format!("recurrence drawn {{ {source} }}");
+        let program = chunkwise_dsl::compile(&source).expect("the source is a program").programs.remove(0);
+        let case: Case = case.parse().expect("a case");
+        let findings = compare(&program, &case, &[FormChoice::Chunkwise, FormChoice::Recurrent]);
+        let findings = findings.unwrap_or_else(|message| panic!("{case}\n{source}\n{message}"));
+        assert!(findings.compared > 0 && findings.conditioned == 0, "{case}\n{source}");
+    }
+}
+
+/// An edit with a key that is 1 whatever its input is overwrites the state: the gradient of the first one is 1 − 1, of
+/// computed numbers, and is allowed what rounding leaves.
+#[test]
+fn a_difference_of_computed_numbers_is_allowed_their_rounding() {
+    let source = "recurrence drawn { axis K, V input x: [K], v: [V], q: [K] in unit(K) state S: [K, V] \
+                  S = S + softmax(x, K) * (v - softmax(x, K) @ S) output o: [V] = q @ S }";
+    let program = chunkwise_dsl::compile(source).expect("the source is a program").programs.remove(0);
+    for seed in 0..8 {
+        let case = format!(
+            "seed={seed},batch=1,tokens=7,heads=3,groups=1,chunk=48,init=yes,regime=saturated,size.K=1,size.V=3"
+        );
+        let case: Case = case.parse().expect("a case");
+        let findings = compare(&program, &case, &[FormChoice::Chunkwise, FormChoice::Recurrent]);
+        findings.unwrap_or_else(|message| panic!("{case}\n{message}"));
     }
 }
 

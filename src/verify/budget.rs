@@ -68,17 +68,28 @@ pub fn floor(tensor: &Tensor) -> f64 {
 }
 
 /// How strongly results answer to rounding alone: each one's relative change when every input is moved by half a unit
-/// in its last place. A result may differ by [`ROUNDINGS`] times that, whatever the budget says: a division by a sum
-/// near zero, say, magnifies every rounding, in any order of computation.
+/// in its last place, or when every value computed on the way is moved so too, as computing the program as it is
+/// written, a token at a time, would round it. A result may differ by [`ROUNDINGS`] times the larger, whatever the
+/// budget says: a division by a sum near zero, say, magnifies every rounding, in any order of computation.
+///
+/// Inputs alone do not show everything. A key that is computed is rounded like one that is given, and what an edit with
+/// it leaves of a state, or of its gradient, is a difference of equal numbers that answers to that: with the key
+/// `softmax(x, K)` and one position of K, `S + k (v − k @ S)` has the gradient 1 − k² with regard to S, and no change of
+/// `x` moves k from 1. That is why the same factor stands before both. What is moved is the reference, never the form
+/// under test: a form that loses more than the program itself does is found out.
 pub const ROUNDINGS: f64 = 64.0;
+
+/// Half a unit in the last place of the type that is computed in: float32 also where tensors are narrower.
+pub fn arithmetic_half_unit(precision: Precision) -> f64 {
+    match precision {
+        Precision::F64 => 2f64.powi(-53),
+        Precision::F32 | Precision::Bf16 | Precision::F16 => 2f64.powi(-24),
+    }
+}
 
 /// Inputs each moved by half a unit in the last place, up or down.
 pub fn nudged(bundle: &Bundle, precision: Precision, random: &mut super::random::Random) -> Bundle {
-    // Arithmetic is float32 also where tensors are narrower.
-    let half_unit = match precision {
-        Precision::F64 => 2f64.powi(-53),
-        Precision::F32 | Precision::Bf16 | Precision::F16 => 2f64.powi(-24),
-    };
+    let half_unit = arithmetic_half_unit(precision);
     let mut nudged = bundle.clone();
     for tensor in nudged.values_mut() {
         for value in &mut tensor.data {

@@ -458,6 +458,21 @@ impl<'p> Subject<'p> {
         Ok(Measured::Findings(self.compare(case, &bundle, &once, &composed, precision, 2.0)?))
     }
 
+    /// The reference's answers to rounding: of the inputs alone, and of every value on the way as well.
+    fn moved(&self, case: &Case, bundle: &Bundle, precision: Precision) -> Result<Moved, Failure> {
+        let (mut random, mut ways) = (Random::new(case.seed, "nudge"), Random::new(case.seed, "steps"));
+        let instance = self.instance(case)?;
+        let half_unit = budget::arithmetic_half_unit(precision);
+        let mut moved = Moved { still: self.reference(case, bundle)?, inputs: Vec::new(), steps: Vec::new() };
+        for _ in 0..2 {
+            let nudged = budget::nudged(bundle, precision, &mut random);
+            moved.inputs.push(self.reference(case, &nudged)?);
+            let steps = reference::run_backward_rounded(&instance, &nudged, half_unit, ways.bits());
+            moved.steps.push(steps.map_err(|error| Failure::Ours(error.to_string()))?);
+        }
+        Ok(moved)
+    }
+
     /// Compares results, and asks how sensitive the case is only where a budget does not suffice.
     fn compare(
         &self,
@@ -469,7 +484,7 @@ impl<'p> Subject<'p> {
         times: f64,
     ) -> Result<Vec<Finding>, Failure> {
         let mut findings = Vec::new();
-        let mut moved: Option<(Bundle, Vec<Bundle>)> = None;
+        let mut moved: Option<Moved> = None;
         for (name, expected) in expected {
             let floor = budget::floor(expected);
             let error = found.get(name).map_or(f64::INFINITY, |found| found.relative_error(expected, floor));
@@ -477,19 +492,25 @@ impl<'p> Subject<'p> {
             let conditioned = error > allowed && error.is_finite();
             if conditioned {
                 if moved.is_none() {
-                    let mut random = Random::new(case.seed, "nudge");
-                    let still = self.reference(case, bundle)?;
-                    let nudges = (0..2).map(|_| self.reference(case, &budget::nudged(bundle, precision, &mut random)));
-                    moved = Some((still, nudges.collect::<Result<_, _>>()?));
+                    moved = Some(self.moved(case, bundle, precision)?);
                 }
-                let (still, nudges) = moved.as_ref().expect("it was just put there");
-                let change = nudges.iter().map(|it| it[name].relative_error(&still[name], floor)).fold(0.0, f64::max);
-                allowed += budget::ROUNDINGS * change;
+                let moved = moved.as_ref().expect("it was just put there");
+                let change = |by: &[Bundle]| {
+                    by.iter().map(|it| it[name].relative_error(&moved.still[name], floor)).fold(0.0, f64::max)
+                };
+                allowed += budget::ROUNDINGS * change(&moved.inputs).max(change(&moved.steps));
             }
             findings.push(Finding { share: Share::of(name), tensor: name.clone(), error, allowed, conditioned });
         }
         Ok(worst(findings))
     }
+}
+
+/// What the reference gives when it is moved by roundings, each drawn twice.
+struct Moved {
+    still: Bundle,
+    inputs: Vec<Bundle>,
+    steps: Vec<Bundle>,
 }
 
 /// Whether the declared ranges allow a decay inside a sum to be anchored within a block.

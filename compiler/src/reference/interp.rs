@@ -14,6 +14,7 @@ use super::error::ReferenceError;
 use super::functions::{binary, binary_slopes, unary, unary_slope};
 use super::nest::{Nest, Row};
 use super::plan::{Compute, Operation, Plan, Slots, plan};
+use super::rounding::Rounding;
 use super::rows::{Line, LineMut, add_product, assign};
 use crate::tensor::{Bundle, Tensor};
 
@@ -24,24 +25,35 @@ const MAX_TAPE: usize = 1 << 24;
 
 /// `out.NAME` and `final.STATE` of inputs, parameters and initial states.
 pub fn run(instance: &Instance, tensors: &Bundle) -> Result<Bundle, ReferenceError> {
-    interpret(instance, tensors, None, false)
+    interpret(instance, tensors, None, false, None)
 }
 
 /// What [`run`] gives, and `grad.NAME` and `grad_init.STATE` of the cotangents `grad_out.NAME` and
 /// `grad_final.STATE`.
 pub fn run_backward(instance: &Instance, tensors: &Bundle) -> Result<Bundle, ReferenceError> {
-    interpret(instance, tensors, None, true)
+    interpret(instance, tensors, None, true, None)
+}
+
+/// What [`run_backward`] gives when every value that is computed on the way, forwards and backwards, is moved by
+/// `half_unit` of itself, up or down as `seed` says: once as much as a type with that precision rounds.
+pub fn run_backward_rounded(
+    instance: &Instance,
+    tensors: &Bundle,
+    half_unit: f64,
+    seed: u64,
+) -> Result<Bundle, ReferenceError> {
+    interpret(instance, tensors, None, true, Some(Rounding { half_unit, seed }))
 }
 
 /// [`run`] for sequences packed one after another in a batch of one: sequence `n` has the tokens
 /// `offsets[n]..offsets[n + 1]`, and states are `[N, H, axes…]`.
 pub fn run_packed(instance: &Instance, tensors: &Bundle, offsets: &[usize]) -> Result<Bundle, ReferenceError> {
-    interpret(instance, tensors, Some(offsets), false)
+    interpret(instance, tensors, Some(offsets), false, None)
 }
 
 /// [`run_backward`] for packed sequences, as in [`run_packed`].
 pub fn run_packed_backward(instance: &Instance, tensors: &Bundle, offsets: &[usize]) -> Result<Bundle, ReferenceError> {
-    interpret(instance, tensors, Some(offsets), true)
+    interpret(instance, tensors, Some(offsets), true, None)
 }
 
 fn interpret(
@@ -49,10 +61,12 @@ fn interpret(
     tensors: &Bundle,
     offsets: Option<&[usize]>,
     backward: bool,
+    rounding: Option<Rounding>,
 ) -> Result<Bundle, ReferenceError> {
     let plan = plan(instance)?;
     let call = bind(instance, tensors, offsets, backward)?;
-    let mut machine = Machine { plan: &plan, call: &call, results: Results::zeros(instance, &call, backward) };
+    let mut machine =
+        Machine { plan: &plan, call: &call, rounding, results: Results::zeros(instance, &call, backward) };
     for row in 0..call.n_sequences * call.heads {
         let (number, head) = (row / call.heads, row % call.heads);
         machine.head(number, &call.sequence(number), head, backward);
@@ -102,6 +116,7 @@ impl Results {
 struct Machine<'c> {
     plan: &'c Plan,
     call: &'c Call<'c>,
+    rounding: Option<Rounding>,
     results: Results,
 }
 
@@ -137,7 +152,7 @@ impl Machine<'_> {
                 checkpoints.push(state.clone());
             }
             self.load(&mut slots, &state, sequence.batch, token, head);
-            evaluate(&plan.operations, &mut slots);
+            evaluate(&plan.operations, &mut slots, self.rounding.map(|it| it.of(number, head, token)));
             for (output, from) in self.results.outputs.iter_mut().zip(&plan.outputs) {
                 let at = self.call.row(sequence.batch, token, head) * from.len;
                 output.data[at..at + from.len].copy_from_slice(&slots[from.range()]);
@@ -169,11 +184,12 @@ impl Machine<'_> {
             let mut state = checkpoint;
             for (token, slots) in tokens.clone().zip(&mut tape) {
                 self.load(slots, &state, sequence.batch, token, head);
-                evaluate(&plan.operations, slots);
+                evaluate(&plan.operations, slots, self.rounding.map(|it| it.of(number, head, token)));
                 state = plan.gather(slots, &plan.finals);
             }
             for (token, slots) in tokens.clone().zip(&tape).rev() {
-                self.token_back(slots, &mut adj, &mut state_adj, sequence.batch, token, head);
+                let rounding = self.rounding.map(|it| it.of(number, head, token).backwards());
+                self.token_back(slots, &mut adj, &mut state_adj, sequence.batch, token, head, rounding);
             }
         }
         let mut rest = state_adj.as_slice();
@@ -201,6 +217,7 @@ impl Machine<'_> {
     }
 
     /// One token backwards: adds to the gradients, and turns the adjoint of the states after it into that before it.
+    #[allow(clippy::too_many_arguments)]
     fn token_back(
         &mut self,
         slots: &[f64],
@@ -209,6 +226,7 @@ impl Machine<'_> {
         batch: usize,
         token: usize,
         head: usize,
+        rounding: Option<Rounding>,
     ) {
         let plan = self.plan;
         adj.fill(0.0);
@@ -225,6 +243,9 @@ impl Machine<'_> {
             rest = others;
         }
         for operation in plan.operations.iter().rev() {
+            if let Some(rounding) = rounding {
+                rounding.apply(operation, adj);
+            }
             pull_back(operation, slots, adj);
         }
         for ((bound, from), grad) in self.call.tensors.iter().zip(&plan.tensors).zip(&mut self.results.grads) {
@@ -255,7 +276,7 @@ fn add(into: &mut [f64], from: &[f64]) {
 }
 
 /// Runs the operations in order. A result lies behind its operands, so the slots can be split between them.
-fn evaluate(operations: &[Operation], slots: &mut [f64]) {
+fn evaluate(operations: &[Operation], slots: &mut [f64], rounding: Option<Rounding>) {
     for operation in operations {
         let first = operation.result.start;
         match &operation.compute {
@@ -286,6 +307,9 @@ fn evaluate(operations: &[Operation], slots: &mut [f64]) {
             Compute::Reduce { function, fibres, count, strides } => {
                 fibres.each(|[y, x, _]| reduce(*function, slots, Fibre { y, x, count: *count, strides: *strides }));
             }
+        }
+        if let Some(rounding) = rounding {
+            rounding.apply(operation, slots);
         }
     }
 }

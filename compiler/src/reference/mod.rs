@@ -20,7 +20,8 @@ mod nest;
 pub mod numpy;
 mod plan;
 mod python;
+mod rounding;
 mod rows;
 
 pub use error::ReferenceError;
-pub use interp::{run, run_backward, run_packed, run_packed_backward};
+pub use interp::{run, run_backward, run_backward_rounded, run_packed, run_packed_backward};
