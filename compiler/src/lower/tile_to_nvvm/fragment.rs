@@ -37,6 +37,8 @@ pub(super) struct Operand {
     pub step: usize,
     /// Rows or columns.
     pub extent: usize,
+    /// Rows or columns that a warp takes at once: what it takes last may lie beyond the end.
+    pub taken: usize,
     /// Its first element lies at a multiple of so many elements: 8, 2 or 1.
     pub aligned: usize,
     /// The length of the contraction is a multiple of sixteen.
@@ -92,7 +94,7 @@ impl Lowering<'_> {
                 let ahead = text::int(&mut self.w, size(n * fragment + row));
                 let at = self.w.op("add", start, ahead, Ty::I32);
                 let at = self.w.op("add", at, group, Ty::I32);
-                let at = self.inside(operand, at, fragment);
+                let at = self.inside(operand, at, 1);
                 numbers.push(self.four(operand, at, first, end));
             }
             fragments.push(Fragment::Numbers(numbers));
@@ -100,12 +102,12 @@ impl Lowering<'_> {
         fragments
     }
 
-    /// What lies beyond the last row is computed from it, and never stored.
-    fn inside(&mut self, operand: &Operand, row: Val, fragment: usize) -> Val {
-        if operand.extent.is_multiple_of(fragment) {
+    /// What lies beyond the last row is computed from it, and never stored. `together` rows are read from here on.
+    fn inside(&mut self, operand: &Operand, row: Val, together: usize) -> Val {
+        if operand.extent.is_multiple_of(operand.taken) {
             return row;
         }
-        let last = text::int(&mut self.w, size(operand.extent) - 1);
+        let last = text::int(&mut self.w, size((operand.extent - 1) / together * together));
         self.w.intrinsic("smin", &[row, last], Ty::I32)
     }
 
@@ -203,17 +205,14 @@ impl Lowering<'_> {
         // The rows of what lies in memory are rows of the operand, or its steps.
         if operand.step == 1 {
             row = w.op("add", row, within, Ty::I32);
-            let fragment = match operand.side {
-                Side::Left => ROWS,
-                Side::Right => 2 * COLUMNS,
-            };
-            row = self.inside(operand, row, fragment);
+            row = self.inside(operand, row, 1);
         } else {
             step = w.op("add", step, within, Ty::I32);
             if !operand.whole_steps {
                 let last = w.op("sub", end, one, Ty::I32);
                 step = w.intrinsic("smin", &[step, last], Ty::I32);
             }
+            row = self.inside(operand, row, 8);
         }
         let w = &mut self.w;
         let (along, stride) = (text::int(w, size(operand.along)), text::int(w, size(operand.step)));

@@ -363,6 +363,8 @@ impl Lowering<'_> {
                 self.spread(stmt);
             }
             Stmt::For { var, lo, hi, order, body } => {
+                // There may be no turn, and then none of the barriers in it.
+                self.settle();
                 let (lo, hi) = (self.index(lo), self.index(hi));
                 self.enter_loop(*var, lo, hi, *order);
                 self.stmts(body)?;
@@ -371,6 +373,7 @@ impl Lowering<'_> {
                 self.w.end();
             }
             Stmt::If { cond, body } => {
+                self.settle();
                 let holds = self.cond(cond);
                 self.w.open_if(holds);
                 self.stmts(body)?;
@@ -403,6 +406,13 @@ impl Lowering<'_> {
         }
         self.read.extend(reads);
         self.written.extend(writes);
+    }
+
+    /// Leaves nothing unfinished behind.
+    fn settle(&mut self) {
+        if self.under_way || !self.read.is_empty() || !self.written.is_empty() {
+            self.barrier();
+        }
     }
 
     /// Waits for all threads, and for what they copy.

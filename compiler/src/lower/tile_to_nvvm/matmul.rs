@@ -63,6 +63,9 @@ struct Target {
     row_stride: usize,
     m: usize,
     n: usize,
+    /// Rows and columns of a warp's part: the last one may reach beyond the end.
+    tall: usize,
+    wide: usize,
     dtype: DType,
 }
 
@@ -72,11 +75,14 @@ impl Lowering<'_> {
         let warps = self.options.threads / 32;
         let products = if product.exact { Products::Tf32x3 } else { self.options.products };
         let cut = Cut::of(product, products, warps);
-        let a = self.operand(&product.a, Side::Left, product.m, &product.k);
-        let b = self.operand(&product.b, Side::Right, product.n, &product.k);
+        let (tall, wide) = (cut.down * ROWS, cut.across * COLUMNS);
+        let a = self.operand(&product.a, Side::Left, product.m, tall, &product.k);
+        // Columns are read two fragments at a time.
+        let b = self.operand(&product.b, Side::Right, product.n, wide.max(2 * COLUMNS), &product.k);
         let dst = self.view(&product.dst);
         let dtype = self.homes.homes[product.dst.buffer.0 as usize].dtype;
-        let target = Target { base: dst, row_stride: product.dst.row_stride, m: product.m, n: product.n, dtype };
+        let target =
+            Target { base: dst, row_stride: product.dst.row_stride, m: product.m, n: product.n, tall, wide, dtype };
         let k = self.affine(&product.k);
 
         let parts = text::int(&mut self.w, size(cut.parts.0 * cut.parts.1));
@@ -168,7 +174,7 @@ impl Lowering<'_> {
         text::element(&mut self.w, base, at, Ty::I32, element(dtype))
     }
 
-    fn operand(&mut self, view: &View, side: Side, extent: usize, k: &Affine) -> Operand {
+    fn operand(&mut self, view: &View, side: Side, extent: usize, taken: usize, k: &Affine) -> Operand {
         let (along, step) = match side {
             Side::Left => (view.row_stride, view.col_stride),
             Side::Right => (view.col_stride, view.row_stride),
@@ -187,6 +193,7 @@ impl Lowering<'_> {
             along,
             step,
             extent,
+            taken,
             aligned: [8, 2].into_iter().find(|n| whole(&view.offset, size(*n))).unwrap_or(1),
             whole_steps: whole(k, size(STEPS)),
         }
@@ -235,13 +242,13 @@ impl Lowering<'_> {
         let offset = w.op("add", offset, c, Ty::I32);
         let address = text::element(w, target.base, offset, Ty::I32, element(target.dtype));
         let mut inside = [None, None];
-        let below = (!target.m.is_multiple_of(ROWS)).then(|| {
+        let below = (!target.m.is_multiple_of(target.tall)).then(|| {
             let end = text::int(w, size(target.m));
             w.icmp("slt", r, end, Ty::I32)
         });
         for (n, inside) in inside.iter_mut().enumerate() {
             *inside = below;
-            if !target.n.is_multiple_of(COLUMNS) {
+            if !target.n.is_multiple_of(target.wide) {
                 let end = text::int(w, size(target.n) - size(n));
                 let before = w.icmp("slt", c, end, Ty::I32);
                 *inside = Some(match below {
