@@ -7,5 +7,6 @@ mod draw;
 mod examples;
 mod fixtures;
 mod numpy;
+mod rounding;
 mod slopes;
 mod statements;
