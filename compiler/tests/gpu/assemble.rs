@@ -13,6 +13,8 @@ use chunkwise_dsl::instance::Instance;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// The assembler: `CHUNKWISE_PTXAS`, or `ptxas` on the path.
 fn assembler() -> Option<PathBuf> {
@@ -67,55 +69,69 @@ fn every_example_for_every_family() {
         println!("skipped: no ptxas; name it in CHUNKWISE_PTXAS");
     }
     let only = std::env::var("CHUNKWISE_ONLY").unwrap_or_default();
+    files.retain(|file| file.file_stem().is_some_and(|name| name.to_string_lossy().starts_with(&only)));
+    assert!(!files.is_empty(), "nothing to compile");
+    let next = AtomicUsize::new(0);
+    let wrong = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
+            scope.spawn(|| {
+                while let Some(file) = files.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let found = one_example(file, assembler.as_deref());
+                    wrong.lock().unwrap().extend(found);
+                }
+            });
+        }
+    });
+    let wrong = wrong.into_inner().unwrap();
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Compiles an example in its forms for every family, and assembles what came out.
+fn one_example(file: &Path, assembler: Option<&Path>) -> Vec<String> {
+    let what = file.file_stem().unwrap().to_string_lossy().into_owned();
     let mut wrong = Vec::new();
     let mut made = 0;
-    for file in files {
-        let what = file.file_stem().unwrap().to_string_lossy().into_owned();
-        if !what.starts_with(&only) {
-            continue;
-        }
-        let compiled = chunkwise_dsl::compile(&std::fs::read_to_string(&file).unwrap()).unwrap();
-        let program = &compiled.programs[0];
-        let sizes: BTreeMap<String, usize> = program
-            .axes
-            .iter()
-            .filter_map(|axis| {
-                let size = match axis.name.as_str() {
-                    "K" | "V" => 128,
-                    "N" => 16,
-                    "R" => 2,
-                    _ => return None,
-                };
-                Some((axis.name.clone(), size))
-            })
-            .collect();
-        let instance = Instance::new(program, &sizes, &BTreeMap::new()).unwrap();
-        for (form, chunk) in [(Form::Chunkwise, None), (Form::Recurrent, None)] {
-            let request = Request { form, chunk, max_length: 0, backward: true, inside: Inside::default() };
-            for family in FAMILIES {
-                let recurrence =
-                    match compile_gpu(&instance, &request, Parts::Both, DType::BF16, family, &USUAL_SCHEDULE) {
-                        Ok(recurrence) => recurrence,
-                        Err(CompileError::Limit { .. }) => continue,
-                        Err(error) => panic!("{what} {form:?} {}: {error:?}", family.name),
-                    };
-                let modules = [&recurrence.forward, &recurrence.forward_saving, &recurrence.backward];
-                for module in modules.into_iter().flatten() {
-                    made += 1;
-                    for kernel in &module.kernels {
-                        assert!(kernel.shared_bytes as usize <= family.shared_limit, "{what} {}", kernel.symbol);
-                    }
-                    assert!(module.ptx.contains(".entry"), "{what}: no entry in\n{}", module.ptx);
-                    // Recurrent forms are small, and one family speaks for both.
-                    let speaks = form == Form::Chunkwise || family.name == "sm_80";
-                    if let (Some(assembler), true) = (&assembler, speaks) {
-                        let name = format!("{} {}", module.signature.symbol, family.name);
-                        wrong.extend(assemble(assembler, &name, module));
-                    }
+    let compiled = chunkwise_dsl::compile(&std::fs::read_to_string(file).unwrap()).unwrap();
+    let program = &compiled.programs[0];
+    let sizes: BTreeMap<String, usize> = program
+        .axes
+        .iter()
+        .filter_map(|axis| {
+            let size = match axis.name.as_str() {
+                "K" | "V" => 128,
+                "N" => 16,
+                "R" => 2,
+                _ => return None,
+            };
+            Some((axis.name.clone(), size))
+        })
+        .collect();
+    let instance = Instance::new(program, &sizes, &BTreeMap::new()).unwrap();
+    for (form, chunk) in [(Form::Chunkwise, None), (Form::Recurrent, None)] {
+        let request = Request { form, chunk, max_length: 0, backward: true, inside: Inside::default() };
+        for family in FAMILIES {
+            let recurrence = match compile_gpu(&instance, &request, Parts::Both, DType::BF16, family, &USUAL_SCHEDULE) {
+                Ok(recurrence) => recurrence,
+                Err(CompileError::Limit { .. }) => continue,
+                Err(error) => panic!("{what} {form:?} {}: {error:?}", family.name),
+            };
+            let modules = [&recurrence.forward, &recurrence.forward_saving, &recurrence.backward];
+            for module in modules.into_iter().flatten() {
+                made += 1;
+                for kernel in &module.kernels {
+                    assert!(kernel.shared_bytes as usize <= family.shared_limit, "{what} {}", kernel.symbol);
+                }
+                assert!(module.ptx.contains(".entry"), "{what}: no entry in\n{}", module.ptx);
+                // Recurrent forms are small, and one family speaks for both.
+                let speaks = form == Form::Chunkwise || family.name == "sm_80";
+                if let (Some(assembler), true) = (assembler, speaks) {
+                    let name = format!("{} {}", module.signature.symbol, family.name);
+                    wrong.extend(assemble(assembler, &name, module));
                 }
             }
         }
     }
-    assert!(made > 0, "nothing was compiled");
-    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(made > 0, "{what}: nothing was compiled");
+    wrong
 }
