@@ -84,6 +84,17 @@ pub struct Arg {
     pub access: chunkwise_abi::Access,
 }
 
+impl Arg {
+    /// Elements from one position to the next of each inner dimension.
+    pub fn strides(&self) -> Vec<usize> {
+        let mut strides = vec![1; self.inner.len()];
+        for d in (1..self.inner.len()).rev() {
+            strides[d - 1] = strides[d] * self.inner[d];
+        }
+        strides
+    }
+}
+
 /// Scratch memory.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Buffer {

@@ -10,7 +10,8 @@ pub mod scale_late;
 pub mod slice_sums;
 pub mod sum_gates;
 
-use super::ir::{Graph, NodeId};
+use super::build::Builder;
+use super::ir::{Graph, Node, NodeId};
 
 /// Names every node the graph refers to anew.
 fn rename_references(graph: &mut Graph, new: impl Fn(NodeId) -> NodeId) {
@@ -21,4 +22,25 @@ fn rename_references(graph: &mut Graph, new: impl Fn(NodeId) -> NodeId) {
     for (_, node) in graph.outputs.iter_mut().chain(&mut graph.saves) {
         *node = new(*node);
     }
+}
+
+/// Replaces every node that `rewrite` gives another for. The node it is shown has its operands already replaced.
+fn rewrite_nodes(graph: &mut Graph, mut rewrite: impl FnMut(&mut Builder, &Node) -> Option<NodeId>) {
+    let nodes = std::mem::take(&mut graph.nodes);
+    let mut builder = Builder::with_dims(std::mem::take(&mut graph.dims));
+    let mut new: Vec<NodeId> = Vec::new();
+    for mut node in nodes {
+        node.op.for_each_operand(&mut |x| *x = new[x.index()]);
+        builder.rule = node.rule;
+        builder.span = node.span;
+        let made = rewrite(&mut builder, &node);
+        new.push(made.unwrap_or_else(|| {
+            // Not shared here: two carries may have the same name.
+            builder.nodes.push(node);
+            NodeId(builder.nodes.len() as u32 - 1)
+        }));
+    }
+    graph.nodes = builder.nodes;
+    graph.dims = builder.dims;
+    rename_references(graph, |x| new[x.index()]);
 }

@@ -4,7 +4,7 @@
 //! running decay, are the sum of what slices of the axis give. Each slice is computed as before, term by term; only how
 //! the terms are bracketed changes.
 
-use super::rename_references;
+use super::rewrite_nodes;
 use crate::graph::build::Builder;
 use crate::graph::ir::*;
 
@@ -13,23 +13,7 @@ const SLICE: usize = 16;
 
 /// Cuts every sum that is long enough.
 pub fn slice_sums(graph: &mut Graph) {
-    let nodes = std::mem::take(&mut graph.nodes);
-    let mut builder = Builder::with_dims(std::mem::take(&mut graph.dims));
-    let mut new: Vec<NodeId> = Vec::new();
-    for mut node in nodes {
-        node.op.for_each_operand(&mut |x| *x = new[x.index()]);
-        builder.rule = node.rule;
-        builder.span = node.span;
-        let made = sliced(&mut builder, &node);
-        new.push(made.unwrap_or_else(|| {
-            // Not shared here: two carries may have the same name.
-            builder.nodes.push(node);
-            NodeId(builder.nodes.len() as u32 - 1)
-        }));
-    }
-    graph.nodes = builder.nodes;
-    graph.dims = builder.dims;
-    rename_references(graph, |x| new[x.index()]);
+    rewrite_nodes(graph, sliced);
 }
 
 fn sliced(b: &mut Builder, node: &Node) -> Option<NodeId> {

@@ -9,7 +9,7 @@
 //! A logarithm of −∞ counts as −10³⁰, whose exponential is as much zero, and which times zero is zero. Segments that
 //! hold factors stay as they are.
 
-use super::rename_references;
+use super::rewrite_nodes;
 use crate::graph::build::Builder;
 use crate::graph::ir::*;
 
@@ -18,23 +18,7 @@ const LOG_ZERO: f64 = -1e30;
 
 /// Rewrites every gate of logarithms.
 pub fn sum_gates(graph: &mut Graph) {
-    let nodes = std::mem::take(&mut graph.nodes);
-    let mut builder = Builder::with_dims(std::mem::take(&mut graph.dims));
-    let mut new: Vec<NodeId> = Vec::new();
-    for mut node in nodes {
-        node.op.for_each_operand(&mut |x| *x = new[x.index()]);
-        builder.rule = node.rule;
-        builder.span = node.span;
-        let made = Sums { b: &mut builder }.node(&node);
-        new.push(made.unwrap_or_else(|| {
-            // Not shared here: two carries may have the same name.
-            builder.nodes.push(node);
-            NodeId(builder.nodes.len() as u32 - 1)
-        }));
-    }
-    graph.nodes = builder.nodes;
-    graph.dims = builder.dims;
-    rename_references(graph, |x| new[x.index()]);
+    rewrite_nodes(graph, |b, node| Sums { b }.node(node));
 }
 
 struct Sums<'b> {

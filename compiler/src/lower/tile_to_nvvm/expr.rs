@@ -169,10 +169,7 @@ impl Lowering<'_> {
                 let tensor = &self.tensors[arg.0 as usize];
                 let (base, stride) = (tensor.base, tensor.stride);
                 let arg = &self.kernel.args[arg.0 as usize];
-                let mut strides = vec![1; arg.inner.len()];
-                for d in (1..arg.inner.len()).rev() {
-                    strides[d - 1] = strides[d] * arg.inner[d];
-                }
+                let strides = arg.strides();
                 let dtype = arg.dtype;
                 let leads = match arg.role {
                     Role::Token | Role::Chunk(_) => true,
@@ -232,10 +229,7 @@ impl Lowering<'_> {
             Memory::Buffer(buffer) => (self.kernel.buffers[buffer.0 as usize].strides(), 0, 0),
             Memory::Arg(arg) => {
                 let arg = &self.kernel.args[arg.0 as usize];
-                let mut strides = vec![1; arg.inner.len()];
-                for d in (1..arg.inner.len()).rev() {
-                    strides[d - 1] = strides[d] * arg.inner[d];
-                }
+                let strides = arg.strides();
                 let leading = place.indices.len() - strides.len();
                 (strides, leading, arg.inner.iter().product())
             }
