@@ -1,0 +1,149 @@
+//! Shared memory of a block: regions, how long each is needed, and when threads have to wait for one another.
+//!
+//! Comes in: what is read and written, in the order in which the kernel does it. Goes out: an offset for each region,
+//! and whether a barrier has to stand before an access. The kernel is written twice: the first time to learn how long
+//! each region is needed, the second with the offsets. It emits nothing.
+
+/// A piece of shared memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Region(pub u32);
+
+/// What is done to a region.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Touch {
+    /// Its content is used.
+    Read,
+    /// It gets content.
+    Write,
+}
+
+/// When regions are needed, and where they lie.
+#[derive(Clone, Debug, Default)]
+pub struct Layout {
+    regions: Vec<Life>,
+    /// Bytes in all.
+    pub bytes: usize,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Life {
+    bytes: usize,
+    first: usize,
+    last: usize,
+    offset: usize,
+}
+
+/// Keeps the books while a kernel is written.
+#[derive(Debug, Default)]
+pub struct Memory {
+    /// Offsets found the first time.
+    layout: Option<Layout>,
+    seen: Vec<Life>,
+    /// Accesses so far.
+    clock: usize,
+    /// Accesses since the last barrier, with the statement they belong to.
+    pending: Vec<(Region, Touch, usize)>,
+    /// The statement at hand.
+    statement: usize,
+}
+
+/// Every region starts at a multiple of so many bytes.
+const ALIGNMENT: usize = 128;
+
+impl Memory {
+    /// For writing a kernel with these offsets, or for finding them.
+    pub fn new(layout: Option<Layout>) -> Memory {
+        Memory { layout, ..Memory::default() }
+    }
+
+    /// A new region. `always`: needed from the first to the last moment.
+    pub fn allocate(&mut self, bytes: usize, always: bool) -> Region {
+        let region = Region(u32::try_from(self.seen.len()).expect("a kernel has few regions"));
+        let (first, last) = if always { (0, usize::MAX) } else { (usize::MAX, 0) };
+        self.seen.push(Life { bytes: bytes.next_multiple_of(ALIGNMENT), first, last, offset: 0 });
+        region
+    }
+
+    /// Where a region lies; 0 while that is not known.
+    pub fn offset(&self, region: Region) -> usize {
+        let place = self.layout.as_ref().and_then(|layout| layout.regions.get(region.0 as usize));
+        place.map_or(0, |life| life.offset)
+    }
+
+    /// A new statement begins: what belongs to one does not wait for itself.
+    pub fn begin(&mut self) {
+        self.statement += 1;
+    }
+
+    /// Notes an access; whether a barrier has to stand before it.
+    pub fn touch(&mut self, region: Region, touch: Touch) -> bool {
+        self.clock += 1;
+        let life = &mut self.seen[region.0 as usize];
+        if life.last != usize::MAX {
+            life.first = life.first.min(self.clock);
+            life.last = self.clock;
+        }
+        let statement = self.statement;
+        let conflict = self.pending.iter().any(|(other, before, of)| {
+            *of != statement && (touch == Touch::Write || *before == Touch::Write) && self.meet(region, *other)
+        });
+        if conflict {
+            self.pending.clear();
+        }
+        if !self.pending.contains(&(region, touch, statement)) {
+            self.pending.push((region, touch, statement));
+        }
+        conflict
+    }
+
+    /// All threads have waited for one another.
+    pub fn settled(&mut self) {
+        self.pending.clear();
+    }
+
+    /// Whether anything was touched since they last did.
+    pub fn unsettled(&self) -> bool {
+        !self.pending.is_empty()
+    }
+
+    fn meet(&self, a: Region, b: Region) -> bool {
+        if a == b {
+            return true;
+        }
+        let Some(layout) = &self.layout else { return false };
+        match (layout.regions.get(a.0 as usize), layout.regions.get(b.0 as usize)) {
+            (Some(a), Some(b)) => a.offset < b.offset + b.bytes && b.offset < a.offset + a.bytes,
+            (None, _) | (_, None) => false,
+        }
+    }
+
+    /// Offsets, the largest regions first, each as low as can be.
+    pub fn place(&self) -> Layout {
+        let mut regions = self.seen.clone();
+        let mut order: Vec<usize> = (0..regions.len()).filter(|&n| regions[n].first <= regions[n].last).collect();
+        order.sort_by_key(|&n| (std::cmp::Reverse(regions[n].last == usize::MAX), std::cmp::Reverse(regions[n].bytes), n));
+        let mut placed: Vec<usize> = Vec::new();
+        let mut bytes = 0;
+        for n in order {
+            let own = regions[n];
+            let mut taken: Vec<(usize, usize)> = placed
+                .iter()
+                .map(|&m| regions[m])
+                .filter(|other| other.first <= own.last && own.first <= other.last)
+                .map(|other| (other.offset, other.offset + other.bytes))
+                .collect();
+            taken.sort_unstable();
+            let mut at = 0;
+            for (start, end) in taken {
+                if at + own.bytes <= start {
+                    break;
+                }
+                at = at.max(end);
+            }
+            regions[n].offset = at;
+            bytes = bytes.max(at + own.bytes);
+            placed.push(n);
+        }
+        Layout { regions, bytes }
+    }
+}

@@ -1,0 +1,163 @@
+//! How the elements of a value lie in the registers of a block of threads.
+//!
+//! Comes in: the dimensions of a value. Goes out: which of them are rows and which columns of a matrix, and which part
+//! of that matrix a warp has. It emits nothing.
+//!
+//! # The matrix
+//! Every value of two dimensions or more is a matrix, or one for each position of its other dimensions (*outer*). Warps
+//! stand in a grid: each has every so many-th strip of sixteen rows and a range of columns; within a strip the elements
+//! lie as the tensor cores leave their sums (PTX ISA, "Matrix fragments for mma.m16n8k16"): thread `lane` of a warp has
+//! rows `lane / 4` and `lane / 4 + 8` and columns `2 (lane mod 4)` and the next of every eight. So values with the same
+//! rows and columns lie alike, whatever their dimensions are called, and what is done to them element by element stays
+//! in one thread.
+//!
+//! Rows and columns are counted up to whole strips of all warps. What lies beyond the last is computed and never used.
+
+use crate::graph::ir::{DimId, DimKind, Graph};
+
+/// Rows of a block of tokens, and of a strip.
+pub const STRIP: usize = 16;
+/// Columns that the tensor cores give at once.
+pub const COLUMNS: usize = 8;
+
+/// Which dimensions are what.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Shape {
+    /// Rows, the slowest first.
+    pub rows: Vec<DimId>,
+    /// Columns, the slowest first.
+    pub cols: Vec<DimId>,
+    /// One matrix for each of their positions.
+    pub outer: Vec<DimId>,
+}
+
+impl Shape {
+    /// The shape of a value with these dimensions; none if there is no such matrix.
+    pub fn of(graph: &Graph, dims: &[DimId]) -> Option<Shape> {
+        let kind = |d: &DimId| graph.dim(*d).kind;
+        let size = |d: DimId| graph.dim(d).size;
+        let of_kind = |wanted: fn(DimKind) -> bool| dims.iter().copied().filter(|d| wanted(kind(d))).collect::<Vec<_>>();
+        let slots = of_kind(|kind| matches!(kind, DimKind::Slot));
+        let blocks = of_kind(|kind| matches!(kind, DimKind::Block | DimKind::BlockCol));
+        let inner = of_kind(|kind| matches!(kind, DimKind::Row | DimKind::Col));
+        let axes = of_kind(|kind| matches!(kind, DimKind::Axis(_)));
+        let mut outer = slots;
+        // The block that goes with a dimension inside blocks.
+        let block_of = |d: DimId, left: &[DimId]| {
+            let own = if kind(&d) == DimKind::Col { DimKind::BlockCol } else { DimKind::Block };
+            left.iter().copied().find(|b| kind(b) == own).or(left.first().copied())
+        };
+        let within_block = |d: DimId| size(d) == STRIP && !blocks.is_empty();
+        let (rows, cols) = match (&inner[..], &axes[..]) {
+            ([], []) => (vec![], vec![]),
+            ([], [only]) => (blocks.clone(), vec![*only]),
+            ([], [_, _, ..]) if blocks.is_empty() => {
+                // The two largest, in their order.
+                let mut by_size = axes.clone();
+                by_size.sort_by_key(|d| std::cmp::Reverse(size(*d)));
+                let (matrix, rest) = by_size.split_at(2);
+                outer.extend(rest);
+                let first = axes.iter().copied().find(|d| matrix.contains(d))?;
+                let second = axes.iter().rev().copied().find(|d| matrix.contains(d))?;
+                (vec![first], vec![second])
+            }
+            ([], _) => return None,
+            ([row], axes) => {
+                let mut left = blocks.clone();
+                let rows = match block_of(*row, &left).filter(|_| within_block(*row)) {
+                    Some(block) => {
+                        left.retain(|b| *b != block);
+                        vec![block, *row]
+                    }
+                    None => vec![*row],
+                };
+                outer.extend(left);
+                let widest = axes.iter().copied().max_by_key(|d| size(*d));
+                outer.extend(axes.iter().copied().filter(|d| Some(*d) != widest));
+                (rows, widest.into_iter().collect())
+            }
+            ([row, col], []) => {
+                let mut left = blocks.clone();
+                let mut with_block = |d: DimId| {
+                    match block_of(d, &left).filter(|_| within_block(d)) {
+                        Some(block) => {
+                            left.retain(|b| *b != block);
+                            vec![block, d]
+                        }
+                        None => vec![d],
+                    }
+                };
+                let (rows, cols) = match blocks.len() {
+                    // A block on its diagonal.
+                    1 if within_block(*row) => (with_block(*row), vec![*col]),
+                    _ => {
+                        let rows = with_block(*row);
+                        (rows, with_block(*col))
+                    }
+                };
+                outer.extend(left);
+                (rows, cols)
+            }
+            _ => return None,
+        };
+        outer.sort_unstable();
+        Some(Shape { rows, cols, outer })
+    }
+
+    /// Whether it has both rows and columns.
+    pub fn is_matrix(&self) -> bool {
+        !self.rows.is_empty() && !self.cols.is_empty()
+    }
+}
+
+/// The product of sizes.
+pub fn extent(graph: &Graph, dims: &[DimId]) -> usize {
+    dims.iter().map(|d| graph.dim(*d).size).product()
+}
+
+/// The grid of warps of a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Warps {
+    /// Warps down the rows.
+    pub down: usize,
+    /// Warps across the columns.
+    pub across: usize,
+}
+
+impl Warps {
+    /// For chunks of so many rows.
+    pub fn of(warps: usize, rows: usize) -> Warps {
+        let strips = rows.div_ceil(STRIP).max(1);
+        let mut down = 1;
+        while down * 2 <= strips && down * 2 <= warps {
+            down *= 2;
+        }
+        Warps { down, across: warps / down }
+    }
+
+    /// All of them.
+    pub fn count(self) -> usize {
+        self.down * self.across
+    }
+
+    /// Strips a warp has of a matrix with so many rows.
+    pub fn strips(self, rows: usize) -> usize {
+        rows.div_ceil(STRIP).div_ceil(self.down).max(1)
+    }
+
+    /// Eights of columns a warp has: one, or an even number.
+    pub fn eights(self, cols: usize) -> usize {
+        let own = cols.div_ceil(COLUMNS).div_ceil(self.across).max(1);
+        if own == 1 { 1 } else { own.next_multiple_of(2) }
+    }
+
+    /// Rows up to whole strips of all warps.
+    pub fn padded_rows(self, rows: usize) -> usize {
+        self.strips(rows) * self.down * STRIP
+    }
+
+    /// Columns up to whole eights of all warps.
+    pub fn padded_cols(self, cols: usize) -> usize {
+        self.eights(cols) * self.across * COLUMNS
+    }
+}

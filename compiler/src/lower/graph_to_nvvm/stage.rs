@@ -1,0 +1,568 @@
+//! Tensors of the caller into shared memory, and where the block's item and tensors are.
+//!
+//! Comes in: inputs of the graph. Goes out: copies under way, sixteen bytes at a time past the registers where rows
+//! allow it, and homes for what arrives. A void row of an input repeats the last real one, or is zero where that makes
+//! no difference but to save a test.
+
+use super::Refusal;
+use super::block::{Block, Fold, Home, Point, Tensor, Tile};
+use super::index::Linear;
+use super::memory::Region;
+use super::shape::{STRIP, Shape, extent};
+use crate::graph::ir::{Binary, DimId, InputKind, NodeId, Op, Unary};
+use crate::lower::tile_to_mlir::writer::{Elem, Ty, Val, Writer};
+use crate::lower::tile_to_nvvm::element;
+use crate::lower::tile_to_nvvm::text::{self, Address, Pointer};
+use chunkwise_abi::gpu::{Grid, TENSORS_AT};
+use chunkwise_abi::{DType, Role, TensorArg};
+
+/// Inputs with fewer elements a token are read one by one.
+const SHORT: usize = 8;
+
+/// An input of the graph that changes from chunk to chunk.
+#[derive(Clone, Debug)]
+pub struct Staged {
+    /// The value.
+    pub node: NodeId,
+    /// Number of its tensor.
+    arg: usize,
+    /// Where it goes.
+    way: Way,
+    /// Where it lies.
+    home: Home,
+    /// Void rows are zero.
+    zero: bool,
+}
+
+/// How an input is read.
+#[derive(Clone, Debug)]
+enum Way {
+    /// Element by element, into float32.
+    Elements,
+    /// Row by row: dimensions that are rows, others that are not columns, bytes of a row and how many at a time.
+    Rows { shape: Shape, run: usize, piece: usize },
+}
+
+impl Block<'_> {
+    /// Finds the sequence, the head, the chunk and the tensors that the graph names.
+    pub fn item(&mut self, grid: Grid) {
+        let call = Address { at: self.w.param(0), space: Pointer::Generic };
+        let word = |w: &mut Writer, at: usize, ty: Ty| {
+            let from = text::bytes(w, call, at);
+            text::load(w, from, ty, if ty == Ty::I32 { 4 } else { 8 })
+        };
+        let wide = |w: &mut Writer, val: Val| w.cast("sext", val, Ty::I32, Ty::I64);
+        let w = &mut self.w;
+        let heads = word(w, 4, Ty::I32);
+        let equal_length = word(w, 8, Ty::I64);
+        let offsets = word(w, 24, Ty::I64);
+        let (x, head, sequence) = match grid {
+            Grid::Item => {
+                let item = text::register(w, "ctaid.x");
+                let sequence = w.op("udiv", item, heads, Ty::I32);
+                let before = w.op("mul", sequence, heads, Ty::I32);
+                let head = w.op("sub", item, before, Ty::I32);
+                (item, head, sequence)
+            }
+            Grid::Chunk { .. } | Grid::Blocks { .. } => {
+                (text::register(w, "ctaid.x"), text::register(w, "ctaid.y"), text::register(w, "ctaid.z"))
+            }
+        };
+        self.first = x;
+        let w = &mut self.w;
+        let (heads, head, sequence) = (wide(w, heads), wide(w, head), wide(w, sequence));
+        // Packed sequences: `first` is the first token, and there is no stride from sequence to sequence.
+        let zero = w.i64(0);
+        let packed = w.icmp("ne", offsets, zero, Ty::I64);
+        let results = w.open_if_yielding(packed, 3, Ty::I64);
+        let table = w.raw_value(format_args!("llvm.inttoptr {offsets} : i64 to !llvm.ptr<1>"));
+        let table = Address { at: table, space: Pointer::Global };
+        let at = text::element(w, table, sequence, Ty::I64, Elem::I64);
+        let first = text::load(w, at, Ty::I64, 8);
+        let after = text::bytes(w, at, 8);
+        let last = text::load(w, after, Ty::I64, 8);
+        let length = w.op("sub", last, first, Ty::I64);
+        w.other(&[length, first, first], Ty::I64);
+        let start = w.op("mul", sequence, equal_length, Ty::I64);
+        let found = w.end_yielding(results, &[equal_length, zero, start], Ty::I64);
+        let (length, first, start) = (found[0], found[1], found[2]);
+        let unpacked = w.select(packed, zero, sequence, Ty::I64);
+        self.length = w.cast("trunc", length, Ty::I64, Ty::I32);
+
+        let names = self.tensor_names();
+        for (index, arg) in self.args.iter().enumerate().filter(|(_, arg)| names.contains(&arg.name)) {
+            let w = &mut self.w;
+            let here = TENSORS_AT + index * size_of::<TensorArg>();
+            let data = word(w, here, Ty::I64);
+            let by_sequence = word(w, here + 8, Ty::I64);
+            let stride = word(w, here + 16, Ty::I64);
+            let by_head = word(w, here + 24, Ty::I64);
+            let own_heads = word(w, here + 32, Ty::I64);
+            // Heads are few: 32 bits divide faster.
+            let (all, own) = (w.cast("trunc", heads, Ty::I64, Ty::I32), w.cast("trunc", own_heads, Ty::I64, Ty::I32));
+            let sharing = w.op("udiv", all, own, Ty::I32);
+            let narrow_head = w.cast("trunc", head, Ty::I64, Ty::I32);
+            let own_head = w.op("udiv", narrow_head, sharing, Ty::I32);
+            let own_head = wide(w, own_head);
+            let mut offset = w.op("mul", own_head, by_head, Ty::I64);
+            let mut advance = |w: &mut Writer, index: Val, stride: Val| {
+                let step = w.op("mul", index, stride, Ty::I64);
+                offset = w.op("add", offset, step, Ty::I64);
+            };
+            match arg.role {
+                Role::Head => {}
+                Role::Sequence => advance(w, sequence, by_sequence),
+                Role::Token => {
+                    advance(w, unpacked, by_sequence);
+                    advance(w, first, stride);
+                }
+                Role::Chunk(tokens) => {
+                    let tokens = w.i64(i64::try_from(tokens).expect("a chunk is small"));
+                    let whole = w.op("sdiv", start, tokens, Ty::I64);
+                    let slot = w.op("add", whole, sequence, Ty::I64);
+                    advance(w, slot, stride);
+                }
+            }
+            let at = w.raw_value(format_args!("llvm.inttoptr {data} : i64 to !llvm.ptr<1>"));
+            let base = Address { at, space: Pointer::Global };
+            let base = text::element(w, base, offset, Ty::I64, element(arg.dtype));
+            self.tensors.insert(index, Tensor { base, stride });
+        }
+    }
+
+    /// Names of the tensors that the graph reads and writes.
+    fn tensor_names(&self) -> Vec<String> {
+        let inputs = self.graph.nodes.iter().filter_map(|node| match &node.op {
+            Op::Input { name, kind, .. } if *kind != InputKind::Carry => Some(name.clone()),
+            _ => None,
+        });
+        let results = self.graph.outputs.iter().chain(&self.graph.saves).map(|(name, _)| name.clone());
+        let states = self.graph.carries.iter().flat_map(|carry| [carry.init.clone(), carry.last.clone()]).flatten();
+        inputs.chain(results).chain(states).collect()
+    }
+
+    /// The number of a tensor.
+    pub fn arg(&self, name: &str) -> Result<usize, Refusal> {
+        let found = self.args.iter().position(|arg| arg.name == name);
+        found.ok_or_else(|| Refusal::Bug(format!("no argument `{name}`")))
+    }
+
+    /// Elements from one position to the next of a tensor's inner dimensions, whole axes counted.
+    pub fn inner_strides(&self, arg: usize, layout: &[DimId]) -> Vec<(DimId, usize)> {
+        layout.iter().copied().zip(self.args[arg].strides()).collect()
+    }
+
+    /// Where a block's part of an axis begins, in elements of a tensor with that layout; none if it has them all.
+    pub fn part_offset(&mut self, arg: usize, layout: &[DimId]) -> Option<Val> {
+        let (dim, first) = self.part?;
+        let (_, stride) = self.inner_strides(arg, layout).into_iter().find(|(d, _)| *d == dim)?;
+        let stride = self.int(stride);
+        Some(self.w.op("mul", first, stride, Ty::I32))
+    }
+
+    /// Whether an input may be zero in void rows without anybody seeing it: nothing divides by it or takes a logarithm.
+    pub fn may_be_zero(&self, x: NodeId) -> bool {
+        let mut reached = vec![false; self.graph.nodes.len()];
+        reached[x.index()] = true;
+        for (n, node) in self.graph.nodes.iter().enumerate() {
+            if !node.op.operands().iter().any(|operand| reached[operand.index()]) {
+                continue;
+            }
+            match &node.op {
+                Op::Guard(_, fill) if *fill == 0.0 => {}
+                Op::Unary(Unary::Log | Unary::Recip, _) | Op::Binary(Binary::Div | Binary::Pow, ..) => return false,
+                _ => reached[n] = true,
+            }
+        }
+        true
+    }
+
+    /// Room for the inputs that change from chunk to chunk; twice, if the next chunk's arrive while this one's are used.
+    pub fn staged(&mut self, double: bool) -> Result<Vec<Staged>, Refusal> {
+        let mut all = Vec::new();
+        for n in 0..self.graph.nodes.len() {
+            let node = NodeId(u32::try_from(n).expect("ids have 32 bits"));
+            let Op::Input { name, kind, layout } = self.op(node) else { continue };
+            let zero = match kind {
+                InputKind::Carry | InputKind::Head => continue,
+                InputKind::Cotangent => true,
+                InputKind::Token => self.may_be_zero(node),
+                InputKind::Saved => false,
+            };
+            if zero {
+                self.zeroed.insert(node);
+            }
+            let arg = self.arg(name)?;
+            let dtype = self.args[arg].dtype;
+            let dims = self.dims(node);
+            let inner: usize = layout.iter().map(|d| self.size(*d)).product();
+            let shape = Shape::of(self.graph, dims).filter(Shape::is_matrix);
+            let long = *kind == InputKind::Saved || inner >= SHORT;
+            let (way, home) = match shape.filter(|_| long) {
+                None => {
+                    if extent(self.graph, dims) > 1024 {
+                        return Err(Refusal::unsupported(&format!("`{name}` element by element")));
+                    }
+                    (Way::Elements, self.flat_home(dims, 1, Fold::Sum))
+                }
+                Some(shape) => self.rows(node, arg, layout, &shape, dtype)?,
+            };
+            let home = Home { region: Region(u32::MAX), ..home };
+            all.push((Staged { node, arg, way, home, zero }, self.bytes_of(node)));
+        }
+        // Regions, now that their sizes are known.
+        let mut staged = Vec::new();
+        for (mut input, bytes) in all {
+            let bytes = bytes.next_multiple_of(128);
+            input.home.region = self.memory.allocate(if double { 2 * bytes } else { bytes }, double);
+            input.home.half = double.then_some((self.parity, bytes));
+            staged.push(input);
+        }
+        Ok(staged)
+    }
+
+    fn rows(
+        &mut self,
+        node: NodeId,
+        arg: usize,
+        layout: &[DimId],
+        shape: &Shape,
+        dtype: DType,
+    ) -> Result<(Way, Home), Refusal> {
+        let name = &self.args[arg].name;
+        let refuse = || Refusal::unsupported(&format!("`{name}` as it lies in memory"));
+        let ([col], size) = (&shape.cols[..], dtype.bytes()) else { return Err(refuse()) };
+        if layout.last() != Some(col) {
+            return Err(refuse());
+        }
+        if dtype == DType::F16 {
+            return Err(Refusal::unsupported("float16"));
+        }
+        let run = self.size(*col) * size;
+        let whole_run = self.args[arg].inner.last().copied().unwrap_or(1) * size;
+        let piece = [16, 8, 4].into_iter().find(|n| run.is_multiple_of(*n) && whole_run.is_multiple_of(*n));
+        let piece = piece.ok_or_else(|| Refusal::unsupported(&format!("rows of `{name}` of {run} bytes")))?;
+        let n_rows = extent(self.graph, &shape.rows);
+        let cols = self.warps.padded_cols(self.size(*col)).next_multiple_of(STRIP);
+        let pitch = if dtype == DType::BF16 { self.pitch(cols) } else { 4 * cols + 16 };
+        let matrix = self.warps.padded_rows(n_rows) * pitch;
+        let mut strides = vec![(*col, size)];
+        let mut step = pitch;
+        for dim in shape.rows.iter().rev() {
+            strides.push((*dim, step));
+            step *= self.size(*dim);
+        }
+        let mut step = matrix;
+        for dim in shape.outer.iter().rev() {
+            strides.push((*dim, step));
+            step *= self.size(*dim);
+        }
+        self.sizes.insert(node, step);
+        let home =
+            Home { region: Region(u32::MAX), dtype, strides, parts: (1, 0), fold: Fold::Sum, half: None };
+        Ok((Way::Rows { shape: shape.clone(), run, piece }, home))
+    }
+
+    fn bytes_of(&self, node: NodeId) -> usize {
+        self.sizes.get(&node).copied().unwrap_or_else(|| {
+            let mut bytes = 4;
+            for dim in self.dims(node) {
+                bytes *= self.asked(*dim);
+            }
+            bytes
+        })
+    }
+
+    /// Makes what was staged known as homes, and as operands.
+    pub fn arrived(&mut self, staged: &[Staged]) {
+        for input in staged {
+            self.homes.insert(input.node, input.home.clone());
+            let Way::Rows { shape, .. } = &input.way else { continue };
+            if input.home.dtype != DType::BF16 {
+                continue;
+            }
+            let stride = |dim: &DimId| {
+                let found = input.home.strides.iter().find(|(d, _)| d == dim);
+                found.map(|(_, step)| (*dim, *step)).expect("every dimension has its stride")
+            };
+            let pitch = stride(shape.rows.last().expect("a matrix has rows")).1;
+            let tile = Tile {
+                region: input.home.region,
+                rows: shape.rows.clone(),
+                cols: shape.cols.clone(),
+                outer: shape.outer.iter().map(stride).collect(),
+                pitch,
+                start: 0,
+                parts: (1, 0),
+                half: input.home.half,
+            };
+            self.tiles.insert((input.node, 1), tile);
+        }
+    }
+
+    /// Columns beyond the last that products read are zero, once and for all.
+    pub fn clear_padding(&mut self, staged: &[Staged]) {
+        for input in staged {
+            let Way::Rows { shape, run, .. } = &input.way else { continue };
+            let n = self.size(shape.cols[0]);
+            if n.is_multiple_of(STRIP) || input.home.dtype != DType::BF16 {
+                continue;
+            }
+            let pitch = input.home.strides[1].1;
+            let rows = self.bytes_of(input.node) / pitch;
+            let beyond = n.next_multiple_of(STRIP) * 2 - run;
+            let halves = if input.home.half.is_some() { 2 } else { 1 };
+            let threads = 32 * self.warps.count();
+            for half in 0..halves {
+                for turn in 0..rows.div_ceil(threads) {
+                    let (own, last) = (self.int(turn * threads), self.int(rows - 1));
+                    let row = self.w.op("add", self.thread, own, Ty::I32);
+                    let row = self.w.intrinsic("smin", &[row, last], Ty::I32);
+                    for at in (0..beyond).step_by(2) {
+                        let mut bytes = Linear::value(row, pitch as i64);
+                        let step = input.home.half.map_or(0, |(_, step)| step);
+                        bytes.constant = (run + at + half * step) as i64;
+                        let address = self.shared(input.home.region, &bytes);
+                        let zero = self.w.int(Ty::scalar(Elem::I16), 0);
+                        text::store(&mut self.w, zero, address, "i16", 2);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Starts the copies of a chunk; gives what has to be stored later: numbers read one by one, and where they go.
+    pub fn copy(&mut self, staged: &[Staged], chunk: Val, half: Option<Val>) -> Vec<(Region, Linear, Val)> {
+        let mut later = Vec::new();
+        let wide_chunk = self.w.cast("sext", chunk, Ty::I32, Ty::I64);
+        let tokens = self.int(self.graph.tokens);
+        let start = self.w.op("mul", chunk, tokens, Ty::I32);
+        let one = self.int(1);
+        let last = self.w.op("sub", self.length, one, Ty::I32);
+        for input in staged {
+            let arg = &self.args[input.arg];
+            let tensor = self.tensors[&input.arg];
+            let by_token = arg.role == Role::Token;
+            let elem = element(arg.dtype);
+            let Op::Input { layout, kind, .. } = self.op(input.node) else { continue };
+            let own: Vec<DimId> = if *kind == InputKind::Saved { self.dims(input.node).to_vec() } else { layout.clone() };
+            let inner = self.inner_strides(input.arg, &own);
+            let mut base = tensor.base;
+            if !by_token {
+                let skip = self.w.op("mul", wide_chunk, tensor.stride, Ty::I64);
+                base = text::element(&mut self.w, base, skip, Ty::I64, elem);
+            }
+            if let Some(skip) = self.part_offset(input.arg, &own) {
+                base = text::element(&mut self.w, base, skip, Ty::I32, elem);
+            }
+            let (half, step) = match (half, input.home.half) {
+                (Some(half), Some((_, step))) => (Some(half), step as i64),
+                _ => (None, 0),
+            };
+            match &input.way {
+                Way::Rows { shape, run, piece } => {
+                    let shape = shape.clone();
+                    let (run, piece) = (*run, *piece);
+                    let pieces = run / piece;
+                    let n_rows = extent(self.graph, &shape.rows);
+                    let threads = 32 * self.warps.count();
+                    let pitch = input.home.strides[1].1;
+                    let outer = self.outer_points(&shape.outer);
+                    for outer in &outer {
+                        let (mut there, mut skip) = (0i64, 0i64);
+                        for (dim, ix) in &outer.0 {
+                            let n = self.ix.get(*ix).as_number().expect("outer positions are numbers");
+                            let find = |list: &[(DimId, usize)]| list.iter().find(|(d, _)| d == dim).map_or(0, |(_, s)| *s);
+                            there += n * find(&input.home.strides) as i64;
+                            skip += n * find(&inner) as i64;
+                        }
+                        for turn in 0..(n_rows * pieces).div_ceil(threads) {
+                            let (per_row, ahead) = (self.int(pieces), self.int(turn * threads));
+                            let mut flat = self.thread;
+                            if turn > 0 {
+                                flat = self.w.op("add", flat, ahead, Ty::I32);
+                            }
+                            let total = n_rows * pieces;
+                            if (turn + 1) * threads > total {
+                                let end = self.int(total - 1);
+                                flat = self.w.intrinsic("smin", &[flat, end], Ty::I32);
+                            }
+                            let row = self.w.op("udiv", flat, per_row, Ty::I32);
+                            let column = self.w.op("urem", flat, per_row, Ty::I32);
+                            let mut bytes = Linear::value(row, pitch as i64);
+                            bytes.add(column, piece as i64);
+                            bytes.constant = there;
+                            if let Some(half) = half {
+                                bytes.add(half, step);
+                            }
+                            let to = self.shared(input.home.region, &bytes);
+                            let mut from = base;
+                            let mut real = None;
+                            if by_token {
+                                let token = self.w.op("add", start, row, Ty::I32);
+                                if input.zero {
+                                    real = Some(self.w.icmp("sle", token, last, Ty::I32));
+                                }
+                                let token = self.w.intrinsic("smin", &[token, last], Ty::I32);
+                                let token = self.w.cast("sext", token, Ty::I32, Ty::I64);
+                                let moved = self.w.op("mul", token, tensor.stride, Ty::I64);
+                                from = text::element(&mut self.w, from, moved, Ty::I64, elem);
+                            } else {
+                                let last_row = shape.rows.last().expect("a matrix has rows");
+                                let stride = inner.iter().find(|(d, _)| d == last_row).map_or(0, |(_, s)| *s);
+                                let stride = self.int(stride);
+                                let moved = self.w.op("mul", row, stride, Ty::I32);
+                                from = text::element(&mut self.w, from, moved, Ty::I32, elem);
+                            }
+                            let size = self.int(piece);
+                            let moved = self.w.op("mul", column, size, Ty::I32);
+                            let from = text::element(&mut self.w, from, moved, Ty::I32, Elem::I8);
+                            let skipped = usize::try_from(skip).expect("not negative") * arg.dtype.bytes();
+                            let from = text::bytes(&mut self.w, from, skipped);
+                            self.copy_piece(to, from, piece, real);
+                        }
+                    }
+                    if half.is_none() {
+                        self.under_way = true;
+                    }
+                }
+                Way::Elements => {
+                    let dims = self.dims(input.node);
+                    let time = self.graph.time;
+                    let tensor_stride = tensor.stride;
+                    let zero_void = input.zero;
+                    let stores = self.flat_elements(dims, |this, at| {
+                        let mut from = base;
+                        let mut real = None;
+                        let mut offset = Linear::default();
+                        for (dim, ix) in &at.0 {
+                            if by_token && Some(*dim) == time {
+                                let row = this.position(*ix);
+                                let token = this.w.op("add", start, row, Ty::I32);
+                                if zero_void {
+                                    real = Some(this.w.icmp("sle", token, last, Ty::I32));
+                                }
+                                let token = this.w.intrinsic("smin", &[token, last], Ty::I32);
+                                let token = this.w.cast("sext", token, Ty::I32, Ty::I64);
+                                let moved = this.w.op("mul", token, tensor_stride, Ty::I64);
+                                from = text::element(&mut this.w, from, moved, Ty::I64, elem);
+                            } else {
+                                let stride = inner.iter().find(|(d, _)| d == dim).map_or(0, |(_, s)| *s);
+                                offset.add_scaled(&this.ix.get(*ix).clone(), stride as i64);
+                            }
+                        }
+                        if offset != Linear::default() {
+                            let offset = this.number(&offset);
+                            from = text::element(&mut this.w, from, offset, Ty::I32, elem);
+                        }
+                        let value = this.global_number(from, arg.dtype);
+                        Ok(match real {
+                            None => value,
+                            Some(real) => {
+                                let zero = this.w.f32(0.0, 0);
+                                this.w.select(real, value, zero, Ty::F32)
+                            }
+                        })
+                    });
+                    let stores = stores.expect("reading an element cannot be refused");
+                    for (at, value) in stores {
+                        let mut bytes = Linear::default();
+                        for (dim, stride) in &input.home.strides {
+                            let ix = at.get(*dim).expect("a position of each dimension");
+                            bytes.add_scaled(&self.ix.get(ix).clone(), *stride as i64);
+                        }
+                        if let Some(half) = half {
+                            bytes.add(half, step);
+                        }
+                        later.push((input.home.region, bytes, value));
+                    }
+                }
+            }
+        }
+        later
+    }
+
+    /// Stores numbers that were read one by one.
+    pub fn store_later(&mut self, later: Vec<(Region, Linear, Val)>) {
+        for (region, bytes, value) in later {
+            let address = self.shared(region, &bytes);
+            text::store(&mut self.w, value, address, "f32", 4);
+        }
+    }
+
+    fn copy_piece(&mut self, to: Address, from: Address, piece: usize, real: Option<Val>) {
+        let kind = if piece == 16 { "cg" } else { "ca" };
+        let name = format!("llvm.nvvm.cp.async.{kind}.shared.global.{piece}");
+        match real {
+            None => self.w.raw(format_args!(
+                "llvm.call_intrinsic \"{name}\"({}, {}) : ({}, {}) -> ()",
+                to.at, from.at, to.space, from.space
+            )),
+            Some(real) => {
+                let (all, none) = (self.int(piece), self.int(0));
+                let size = self.w.select(real, all, none, Ty::I32);
+                self.w.raw(format_args!(
+                    "llvm.call_intrinsic \"{name}.s\"({}, {}, {size}) : ({}, {}, i32) -> ()",
+                    to.at, from.at, to.space, from.space
+                ));
+            }
+        }
+    }
+
+    /// A number from the GPU's memory.
+    pub fn global_number(&mut self, from: Address, dtype: DType) -> Val {
+        let w = &mut self.w;
+        let ty = Ty::scalar(element(dtype));
+        let value = text::load(w, from, ty, dtype.bytes());
+        match dtype {
+            DType::F32 => value,
+            DType::BF16 => {
+                let word = w.cast("zext", value, ty, Ty::I32);
+                let sixteen = text::int(w, 16);
+                let bits = w.op("shl", word, sixteen, Ty::I32);
+                w.cast("bitcast", bits, Ty::I32, Ty::F32)
+            }
+            DType::F16 => w.cast("fpext", value, ty, Ty::F32),
+        }
+    }
+
+    /// Parameters, once.
+    pub fn parameters(&mut self) -> Result<(), Refusal> {
+        for n in 0..self.graph.nodes.len() {
+            let node = NodeId(u32::try_from(n).expect("ids have 32 bits"));
+            let Op::Input { name, kind: InputKind::Head, layout } = self.op(node) else { continue };
+            let arg = self.arg(name)?;
+            let (dtype, base) = (self.args[arg].dtype, self.tensors[&arg].base);
+            let inner = self.inner_strides(arg, layout);
+            let skip = self.part_offset(arg, layout);
+            let base = match skip {
+                Some(skip) => text::element(&mut self.w, base, skip, Ty::I32, element(dtype)),
+                None => base,
+            };
+            let dims = self.dims(node);
+            if extent(self.graph, dims) > 1024 {
+                return Err(Refusal::unsupported("a large parameter"));
+            }
+            let mut home = self.flat_home(dims, 1, Fold::Sum);
+            home.region = self.memory.allocate(self.bytes_of(node), true);
+            let stores = self.flat_elements(dims, |this, at| {
+                let mut offset = Linear::default();
+                for (dim, stride) in &inner {
+                    let ix = at.get(*dim).expect("a position of each dimension");
+                    offset.add_scaled(&this.ix.get(ix).clone(), *stride as i64);
+                }
+                let offset = this.number(&offset);
+                let from = text::element(&mut this.w, base, offset, Ty::I32, element(dtype));
+                Ok(this.global_number(from, dtype))
+            })?;
+            self.store_flat(&home, stores);
+            self.homes.insert(node, home);
+        }
+        Ok(())
+    }
+
+    /// A position of nothing.
+    pub fn nowhere() -> Point {
+        Point::default()
+    }
+}
