@@ -11,6 +11,7 @@ struct kernel {
     unsigned threads, shared;
     uint64_t workspace; /* a block */
     int64_t chunk;      /* tokens a block; 0: a block for each head of each sequence */
+    uint64_t parts;     /* blocks for each head of each sequence, along x; 0: as `chunk` says */
 };
 
 struct temporary {
@@ -175,6 +176,10 @@ static uint64_t blocks(const struct kernel *kernel, const cw_gpu_call *call, uin
     grid[1] = grid[2] = 1;
     if (kernel->chunk) {
         grid[0] = (uint64_t)((call->length + kernel->chunk - 1) / kernel->chunk);
+        grid[1] = (uint64_t)call->heads;
+        grid[2] = (uint64_t)call->sequences;
+    } else if (kernel->parts) {
+        grid[0] = kernel->parts;
         grid[1] = (uint64_t)call->heads;
         grid[2] = (uint64_t)call->sequences;
     }

@@ -178,11 +178,15 @@ fn tables(text: &mut String, symbol: &str, image: &Image) {
     let GpuModule { arch, kernels, temporaries, .. } = &image.module;
     line(text, format_args!("static const struct kernel {symbol}_{arch}_kernels[] = {{"));
     for GpuKernel { symbol, threads, shared_bytes, workspace_bytes, grid } in kernels {
-        let chunk = match grid {
-            Grid::Item => 0,
-            Grid::Chunk { tokens } => *tokens,
+        let (chunk, parts) = match grid {
+            Grid::Item => (0, 0),
+            Grid::Chunk { tokens } => (*tokens, 0),
+            Grid::Blocks { blocks } => (0, *blocks),
         };
-        line(text, format_args!("    {{\"{symbol}\", {threads}, {shared_bytes}, {workspace_bytes}ull, {chunk}}},"));
+        line(
+            text,
+            format_args!("    {{\"{symbol}\", {threads}, {shared_bytes}, {workspace_bytes}ull, {chunk}, {parts}}},"),
+        );
     }
     line(text, format_args!("}};\nstatic const struct temporary {symbol}_{arch}_temporaries[] = {{"));
     for ArgSignature { role, inner, dtype, .. } in temporaries {

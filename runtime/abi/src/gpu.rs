@@ -62,6 +62,12 @@ pub enum Grid {
         /// Tokens a chunk.
         tokens: u32,
     },
+    /// One for each of equal blocks of an axis of each head of each sequence: `x` = block, `y = h`, `z = n`. A sequence
+    /// without tokens has its blocks too: they hand its state on.
+    Blocks {
+        /// Blocks of the axis.
+        blocks: u32,
+    },
 }
 
 /// One kernel launch of a call on a GPU.

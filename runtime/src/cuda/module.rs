@@ -291,6 +291,9 @@ fn blocks(grid: Grid, batch: &Batch) -> Result<Option<[u32; 3]>, CudaError> {
                 rows(n_sequences, "the number of sequences")?,
             ]
         }
+        Grid::Blocks { blocks } => {
+            [blocks, rows(heads, "the number of heads")?, rows(n_sequences, "the number of sequences")?]
+        }
     };
     Ok((!blocks.contains(&0)).then_some(blocks))
 }
@@ -322,6 +325,9 @@ fn describes_itself_well(module: &GpuModule, shared_memory: u32) -> Result<(), C
         }
         if kernel.grid == (Grid::Chunk { tokens: 0 }) {
             return damaged(format!("`{symbol}` works on chunks of no tokens"));
+        }
+        if matches!(kernel.grid, Grid::Blocks { blocks } if blocks == 0 || blocks as usize > MAX_BLOCKS) {
+            return damaged(format!("`{symbol}` works on {:?}", kernel.grid));
         }
     }
     Ok(())
@@ -397,7 +403,7 @@ mod tests {
     }
 
     #[test]
-    fn every_item_and_every_chunk_has_a_block() {
+    fn every_item_chunk_and_part_has_a_block() {
         let equal = |count, length| Sequences::Equal { count, length };
         let of = |grid, sequences, heads| blocks(grid, &batch(sequences, heads)).unwrap();
         assert_eq!(of(Grid::Item, equal(3, 100), 4), Some([12, 1, 1]));
@@ -408,6 +414,12 @@ mod tests {
         assert_eq!(of(chunk, equal(3, 0), 4), None);
         assert_eq!(of(chunk, Sequences::packed(&[0, 10, 210]).unwrap(), 5), Some([4, 5, 2]));
         assert!(blocks(chunk, &batch(equal(70_000, 1), 1)).is_err());
+        let parts = Grid::Blocks { blocks: 2 };
+        assert_eq!(of(parts, equal(3, 100), 4), Some([2, 4, 3]));
+        assert_eq!(of(parts, equal(3, 0), 4), Some([2, 4, 3]));
+        assert_eq!(of(parts, equal(0, 100), 4), None);
+        assert!(blocks(parts, &batch(equal(70_000, 1), 1)).is_err());
+        assert!(blocks(parts, &batch(equal(1, 1), 70_000)).is_err());
         assert!(blocks(Grid::Item, &batch(equal(1 << 20, 1), 1 << 12)).is_err());
     }
 

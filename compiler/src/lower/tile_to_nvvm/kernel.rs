@@ -199,7 +199,7 @@ impl Lowering<'_> {
                 let head = w.op("sub", item, before, Ty::I32);
                 (wide(w, item), sequence, head)
             }
-            Grid::Chunk { .. } => {
+            Grid::Chunk { .. } | Grid::Blocks { .. } => {
                 let (x, head, sequence) =
                     (text::register(w, "ctaid.x"), text::register(w, "ctaid.y"), text::register(w, "ctaid.z"));
                 let (columns, rows) = (text::register(w, "nctaid.x"), text::register(w, "nctaid.y"));
