@@ -15,6 +15,8 @@ use crate::graph::ir::{DimId, Graph, InputKind, Op};
 use crate::graph::split::{split, temporaries};
 use crate::lower::graph_to_tile::{Options, lower};
 #[cfg(feature = "llvm")]
+use crate::lower::graph_to_nvvm::{self, Refusal};
+#[cfg(feature = "llvm")]
 use crate::lower::tile_to_nvvm::{self, Products};
 use crate::pass;
 use crate::pipeline;
@@ -256,60 +258,31 @@ pub fn compile_gpu(
         derived = derive(instance, &Request { chunk: Some(SHORTEST_CHUNK), ..*request })?;
     }
     let options = options_for_gpu(dtype);
-    let layout = layout(dtype, schedule.threads, family);
     let graphs = graphs_after(&derived, parts, pipeline::FOR_GPU)?;
     let whole = tiles_as(graphs.clone(), &options)?;
     let signature = signature(&instance.program.name, &derived, &whole, &vec![0; whole.len()]);
+    // The same, for values in registers, where that is done for the type.
+    let registers = match (dtype, request.form) {
+        (DType::BF16, Form::Chunkwise | Form::Parallel) => graphs_after(&derived, parts, pipeline::FOR_TENSOR_CORES)?,
+        (DType::BF16 | DType::F32 | DType::F16, _) => Vec::new(),
+    };
     let mut modules = std::collections::BTreeMap::new();
-    for ((direction, graph), whole) in graphs.iter().zip(&whole) {
-        let stages = split(graph, schedule)?;
-        let mut kernels = Vec::new();
-        for stage in &stages {
-            let mut kernel = lower(&stage.graph, &options)?;
-            stage.set_types(&mut kernel);
-            kernels.push(kernel);
-        }
-        // The tensors of a call stand as they would for a single kernel, then what the kernels hand on.
-        let handed = temporaries(&stages);
-        let names = whole.kernel.args.iter().map(|arg| arg.name.as_str());
-        let last: Vec<&str> = names.chain(handed.iter().map(|handed| handed.name.as_str())).collect();
-        let args = share_arguments(&mut kernels, &last);
-        if args.iter().map(|arg| arg.name.as_str()).ne(last.iter().copied()) {
-            return Err(CompileError::Bug {
-                pass: "split",
-                message: "the kernels of a schedule do not take the tensors of the whole".to_owned(),
-                dump: stages.iter().map(|stage| crate::graph::text::print(&stage.graph)).collect(),
-            });
-        }
-        for kernel in &kernels {
-            if cfg!(debug_assertions) {
-                verified(kernel)?;
-            }
-        }
-        let symbols: Vec<String> = stages.iter().map(|stage| format!("{}_{}", whole.symbol, stage.name)).collect();
-        let entries: Vec<(&Kernel, &str)> = kernels.iter().zip(symbols.iter().map(String::as_str)).collect();
-        let compiled = nvptx::compile_kernels(&entries, &layout, family, nvptx::Want::default())?;
+    for (at, ((direction, graph), whole)) in graphs.iter().zip(&whole).enumerate() {
         let kernel_signature = match direction {
             Direction::Forward => &signature.forward,
             Direction::ForwardSaving => &signature.forward_saving,
             Direction::Backward => &signature.backward,
         };
-        let count = |n: usize| u32::try_from(n).expect("a block is smaller than 2³² bytes");
-        let launches = symbols.iter().zip(&compiled.lowered.launches).map(|(symbol, launch)| GpuKernel {
-            symbol: symbol.clone(),
-            threads: count(layout.threads),
-            shared_bytes: count(launch.shared_bytes),
-            workspace_bytes: launch.workspace_bytes as u64,
-            grid: launch.grid,
-        });
-        let module = GpuModule {
-            arch: family.name.to_owned(),
-            kernels: launches.collect(),
-            ptx: compiled.ptx,
-            signature: kernel_signature.clone().expect("every tile has its signature"),
-            temporaries: handed.iter().map(|handed| handed.argument(Access::Write)).collect(),
+        let kernel_signature = kernel_signature.clone().expect("every tile has its signature");
+        let in_registers = match registers.get(at) {
+            Some((_, graph)) => gpu_module(graph, whole, &kernel_signature, schedule, family, dtype, true)?,
+            None => None,
         };
-        modules.insert(*direction, module);
+        let module = match in_registers {
+            Some(module) => Some(module),
+            None => gpu_module(graph, whole, &kernel_signature, schedule, family, dtype, false)?,
+        };
+        modules.insert(*direction, module.expect("tile programs are never refused"));
     }
     let (forward, forward_saving, backward) = (
         modules.remove(&Direction::Forward),
@@ -317,6 +290,94 @@ pub fn compile_gpu(
         modules.remove(&Direction::Backward),
     );
     Ok(GpuRecurrence { signature, forward, forward_saving, backward })
+}
+
+/// One direction's kernels, of a schedule's stages. With `registers`, values stay in registers; none if some stage has
+/// something that is not done this way.
+#[cfg(feature = "llvm")]
+fn gpu_module(
+    graph: &Graph,
+    whole: &Tile,
+    signature: &KernelSignature,
+    schedule: &Schedule,
+    family: &Family,
+    dtype: DType,
+    registers: bool,
+) -> Result<Option<GpuModule>, CompileError> {
+    let options = options_for_gpu(dtype);
+    let layout = layout(dtype, schedule.threads, family);
+    let stages = split(graph, schedule)?;
+    let mut kernels = Vec::new();
+    for stage in &stages {
+        let mut kernel = lower(&stage.graph, &options)?;
+        stage.set_types(&mut kernel);
+        kernels.push(kernel);
+    }
+    // The tensors of a call stand as they would for a single kernel, then what the kernels hand on.
+    let handed = temporaries(&stages);
+    let names = whole.kernel.args.iter().map(|arg| arg.name.as_str());
+    let last: Vec<&str> = names.chain(handed.iter().map(|handed| handed.name.as_str())).collect();
+    let args = share_arguments(&mut kernels, &last);
+    if args.iter().map(|arg| arg.name.as_str()).ne(last.iter().copied()) {
+        return Err(CompileError::Bug {
+            pass: "split",
+            message: "the kernels of a schedule do not take the tensors of the whole".to_owned(),
+            dump: stages.iter().map(|stage| crate::graph::text::print(&stage.graph)).collect(),
+        });
+    }
+    let mut entries = Vec::new();
+    for (stage, kernel) in stages.iter().zip(&kernels) {
+        if cfg!(debug_assertions) {
+            verified(kernel)?;
+        }
+        let symbol = format!("{}_{}", whole.symbol, stage.name);
+        if !registers {
+            entries.push(tile_to_nvvm::entry(kernel, &symbol, &layout)?);
+            continue;
+        }
+        match graph_to_nvvm::entry(&stage.graph, &args, &symbol, &register_options(&stage.graph, schedule, family)) {
+            Ok(entry) => entries.push(entry),
+            Err(Refusal::Unsupported(what)) => {
+                if std::env::var_os("CHUNKWISE_WHY").is_some() {
+                    eprintln!("{symbol}: {what}");
+                }
+                return Ok(None);
+            }
+            Err(Refusal::Park(_)) => return Ok(None),
+            Err(Refusal::Bug(message)) => {
+                let dump = crate::graph::text::print(&stage.graph);
+                return Err(CompileError::Bug { pass: "graph-to-nvvm", message, dump });
+            }
+        }
+    }
+    let symbols: Vec<String> = entries.iter().map(|entry| entry.symbol.clone()).collect();
+    let compiled = nvptx::compile_kernels(entries, family, nvptx::Want::default())?;
+    let count = |n: usize| u32::try_from(n).expect("a block is smaller than 2³² bytes");
+    let launches = symbols.iter().zip(&compiled.lowered.launches).map(|(symbol, launch)| GpuKernel {
+        symbol: symbol.clone(),
+        threads: count(launch.threads),
+        shared_bytes: count(launch.shared_bytes),
+        workspace_bytes: launch.workspace_bytes as u64,
+        grid: launch.grid,
+    });
+    Ok(Some(GpuModule {
+        arch: family.name.to_owned(),
+        kernels: launches.collect(),
+        ptx: compiled.ptx,
+        signature: signature.clone(),
+        temporaries: handed.iter().map(|handed| handed.argument(Access::Write)).collect(),
+    }))
+}
+
+/// How a stage is laid out whose values stay in registers.
+#[cfg(feature = "llvm")]
+fn register_options(graph: &Graph, schedule: &Schedule, family: &Family) -> graph_to_nvvm::Options {
+    let _ = graph;
+    graph_to_nvvm::Options {
+        warps: schedule.threads.unwrap_or(256) / 32,
+        shared_limit: family.shared_limit,
+        parts: None,
+    }
 }
 
 /// Tokens a chunk when nobody asks: shorter ones leave the tensor cores idle.

@@ -48,3 +48,13 @@ pub const SLICE_SUMS: Pass<Graph> = Pass {
 
 /// What a graph of chunks goes through for a GPU, simplified before and after.
 pub const FOR_GPU: &[Pass<Graph>] = &[FOLD, CSE, DCE, SUM_GATES, SLICE_SUMS, FOLD, CSE, DCE];
+
+/// Sums along time as products, but for the decays between two tokens.
+pub const SUM_BOUNDARIES: Pass<Graph> = Pass {
+    name: "sum-boundaries",
+    about: "compute sums of logarithms along time as products with triangles of ones, decays between two tokens excepted",
+    run: sum_gates::sum_gates_but_segments,
+};
+
+/// What a graph of chunks goes through for the tensor cores of a GPU.
+pub const FOR_TENSOR_CORES: &[Pass<Graph>] = &[FOLD, CSE, DCE, SUM_BOUNDARIES, FOLD, CSE, DCE];

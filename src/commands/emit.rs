@@ -97,6 +97,9 @@ pub struct Arguments {
     /// [default there: sm_80]
     #[arg(long, value_enum, value_name = "FAMILY")]
     arch: Option<Arch>,
+    /// Which kernels a direction becomes, for ptx and sass of a program: as in \"prepare + pass, chunk 64\"
+    #[arg(long, value_name = "SCHEDULE")]
+    schedule: Option<chunkwise_compiler::schedule::Schedule>,
     /// Also write every stage up to this one, pass by pass, into a folder
     #[arg(long, value_name = "DIR")]
     dump: Option<PathBuf>,
@@ -189,6 +192,9 @@ fn from_program(arguments: &Arguments, dump: &mut Dump) -> Result<String, Failur
     dump.file("token.cwg", &token)?;
     if arguments.to == Stage::Graph {
         return Ok(token);
+    }
+    if matches!(arguments.to, Stage::Ptx | Stage::Sass) {
+        return module_code(arguments, &instance, dump);
     }
     let graph = derive(arguments, &instance, dump)?;
     from_graph(arguments, graph, dump)
@@ -293,16 +299,67 @@ fn machine_code(to: Stage, kernel: &Kernel, dump: &mut Dump) -> Result<String, F
     last.ok_or_else(|| Failure::Ours("the stage came back without a text".to_owned()))
 }
 
+/// The kernels of a direction, as they are launched.
+#[cfg(feature = "llvm")]
+fn module_code(arguments: &Arguments, instance: &Instance, dump: &mut Dump) -> Result<String, Failure> {
+    let Some(form) = arguments.form.derived() else {
+        return Err(Failure::Input("kernels are of --form recurrent, parallel or chunkwise".to_owned()));
+    };
+    let parts = match arguments.direction {
+        Towards::Forward => Parts::Forward,
+        Towards::ForwardSaving | Towards::Backward => Parts::Gradients,
+    };
+    let request =
+        engine::request(form, arguments.chunk.map(usize::from), arguments.length, parts, arguments.inside.into());
+    let Some(dtype) = arguments.dtype.compiled() else {
+        return Err(Failure::Input("kernels take f32, bf16 or f16; float64 is for the interpreters".to_owned()));
+    };
+    let arch = arguments.arch.unwrap_or(Arch::Sm80);
+    let family = crate::gpu::family(arch)?;
+    let schedule = arguments.schedule.unwrap_or(artifact::USUAL_SCHEDULE);
+    let made = artifact::compile_gpu(instance, &request, parts, dtype, family, &schedule)?;
+    let module = match arguments.direction {
+        Towards::Forward => made.forward,
+        Towards::ForwardSaving => made.forward_saving,
+        Towards::Backward => made.backward,
+    };
+    let module = module.ok_or_else(|| Failure::Ours("the direction asked for was not compiled".to_owned()))?;
+    let kernels: String = module.kernels.iter().map(|kernel| format!("// {kernel:?}\n")).collect();
+    dump.file("kernel.ptx", &module.ptx)?;
+    sass(arguments, arch, &kernels, module.ptx, dump)
+}
+
+#[cfg(not(feature = "llvm"))]
+fn module_code(_: &Arguments, _: &Instance, _: &mut Dump) -> Result<String, Failure> {
+    Err(engine::no_compiler())
+}
+
+/// PTX, or what the assembler makes of it.
+#[cfg(feature = "llvm")]
+fn sass(arguments: &Arguments, arch: Arch, head: &str, ptx: String, dump: &mut Dump) -> Result<String, Failure> {
+    use chunkwise_runtime::cuda::assemble::{Assembler, disassemble};
+    if arguments.to != Stage::Sass {
+        return Ok(format!("{head}{ptx}"));
+    }
+    let refused = |error: chunkwise_runtime::cuda::assemble::AssembleError| Failure::Input(error.to_string());
+    let assembled = Assembler::find().and_then(|it| it.assemble(&ptx, arch.name())).map_err(refused)?;
+    let report: String = assembled.report.lines().map(|line| format!("// {line}\n")).collect();
+    let text = format!("{head}{report}{}", disassemble(&assembled.cubin).map_err(refused)?);
+    dump.file("kernel.sass", &text)?;
+    Ok(text)
+}
+
 #[cfg(feature = "llvm")]
 fn gpu_code(arguments: &Arguments, arch: Arch, kernel: &Kernel, dump: &mut Dump) -> Result<String, Failure> {
+    use chunkwise_compiler::lower::tile_to_nvvm::entry;
     use chunkwise_compiler::target::nvptx::{Want, compile_kernels};
-    use chunkwise_runtime::cuda::assemble::{Assembler, disassemble};
     let Some(dtype) = arguments.dtype.compiled() else {
         return Err(Failure::Input("kernels take f32, bf16 or f16; float64 is for the interpreters".to_owned()));
     };
     let family = crate::gpu::family(arch)?;
     let want = Want { mlir: true, llvm: arguments.to == Stage::Llvm || dump.folder.is_some() };
-    let compiled = compile_kernels(&[(kernel, "kernel")], &artifact::layout(dtype, None, family), family, want)?;
+    let entry = entry(kernel, "kernel", &artifact::layout(dtype, None, family))?;
+    let compiled = compile_kernels(vec![entry], family, want)?;
     dump.file("kernel.mlir", &compiled.lowered.text)?;
     if arguments.to == Stage::Mlir {
         return Ok(compiled.lowered.text);
@@ -314,15 +371,7 @@ fn gpu_code(arguments: &Arguments, arch: Arch, kernel: &Kernel, dump: &mut Dump)
         }
     }
     dump.file("kernel.ptx", &compiled.ptx)?;
-    if arguments.to != Stage::Sass {
-        return Ok(compiled.ptx);
-    }
-    let refused = |error: chunkwise_runtime::cuda::assemble::AssembleError| Failure::Input(error.to_string());
-    let assembled = Assembler::find().and_then(|it| it.assemble(&compiled.ptx, arch.name())).map_err(refused)?;
-    let report: String = assembled.report.lines().map(|line| format!("// {line}\n")).collect();
-    let text = format!("{report}{}", disassemble(&assembled.cubin).map_err(refused)?);
-    dump.file("kernel.sass", &text)?;
-    Ok(text)
+    sass(arguments, arch, "", compiled.ptx, dump)
 }
 
 #[cfg(not(feature = "llvm"))]

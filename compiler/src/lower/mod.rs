@@ -2,6 +2,8 @@
 
 pub mod graph_to_tile;
 #[cfg(feature = "llvm")]
+pub mod graph_to_nvvm;
+#[cfg(feature = "llvm")]
 pub mod mlir_to_llvm;
 pub mod program_to_graph;
 #[cfg(feature = "llvm")]

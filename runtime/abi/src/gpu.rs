@@ -51,10 +51,11 @@ const _: () = {
 };
 
 /// The blocks of a launch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Grid {
     /// One for each head of each sequence: `x = h + H·n`.
+    #[default]
     Item,
     /// One for each chunk of each head of each sequence, chunks counted by the longest sequence: `x` = chunk, `y = h`,
     /// `z = n`. A shorter sequence has nothing to do for its last blocks.

@@ -18,11 +18,18 @@ const LOG_ZERO: f64 = -1e30;
 
 /// Rewrites every gate of logarithms.
 pub fn sum_gates(graph: &mut Graph) {
-    rewrite_nodes(graph, |b, node| Sums { b }.node(node));
+    rewrite_nodes(graph, |b, node| Sums { b, keep_segments: false }.node(node));
+}
+
+/// Rewrites every gate of logarithms but segments.
+pub fn sum_gates_but_segments(graph: &mut Graph) {
+    rewrite_nodes(graph, |b, node| Sums { b, keep_segments: true }.node(node));
 }
 
 struct Sums<'b> {
     b: &'b mut Builder,
+    /// Segments stay; gradients of segments are made of them.
+    keep_segments: bool,
 }
 
 /// The events of a decay, all logarithms, with the token dimension they run over.
@@ -47,13 +54,13 @@ impl Sums<'_> {
                 let all = self.boundary_grad(weighted, *side, &events, *row, *event);
                 self.reduced(all, &node.dims)
             }
-            Op::Segment { gates, row, col, diagonal } if !gates.events.is_empty() => {
+            Op::Segment { gates, row, col, diagonal } if !gates.events.is_empty() && !self.keep_segments => {
                 let events = self.events(gates)?;
                 self.segment(&events, *row, *col, *diagonal)
             }
             Op::SegmentGrad { weight, gates, row, col, diagonal, event } => {
                 let events = self.events(gates)?;
-                let all = self.segment_grad(*weight, &events, (*row, *col), *diagonal, *event);
+                let all = self.segment_grad(*weight, gates, &events, (*row, *col), *diagonal, *event);
                 self.reduced(all, &node.dims)
             }
             Op::Input { .. }
@@ -188,6 +195,13 @@ impl Sums<'_> {
         self.b.times(decay, strictly)
     }
 
+    /// The segments from each token to a later one, as one value.
+    fn kept(&mut self, gates: &Gates, row: DimId, col: DimId) -> NodeId {
+        let dims: Vec<DimId> = self.b.gate_dims(gates).into_iter().chain([row, col]).collect();
+        let dims = self.b.canonical(dims);
+        self.b.add(Op::Segment { gates: gates.clone(), row, col, diagonal: false }, dims)
+    }
+
     fn segment(&mut self, events: &Events, row: DimId, col: DimId, diagonal: bool) -> NodeId {
         let later = self.later(events, row, col);
         if !diagonal {
@@ -202,12 +216,16 @@ impl Sums<'_> {
     fn segment_grad(
         &mut self,
         weight: NodeId,
+        gates: &Gates,
         events: &Events,
         (row, col): (DimId, DimId),
         diagonal: bool,
         event: usize,
     ) -> NodeId {
-        let later = self.later(events, row, col);
+        let later = match self.keep_segments {
+            false => self.later(events, row, col),
+            true => self.kept(gates, row, col),
+        };
         let weights = self.b.times(weight, later);
         let middle = self.middle(row);
         let from_rows = self.triangle(row, middle, event < events.to);

@@ -127,6 +127,10 @@ pub struct Block<'g> {
     /// `across mod 2` and `across / 2`.
     pub across_odd: Val,
     pub across_pair: Val,
+    /// The block's number along the grid's first dimension.
+    pub first: Val,
+    /// 0 or 1: which half of double room holds this chunk's inputs.
+    pub parity: Val,
     /// Tokens of the sequence, 32 bits.
     pub length: Val,
     /// Number of the chunk, and its tokens that are real.
@@ -159,6 +163,8 @@ pub struct Block<'g> {
     pub zeroed: HashSet<NodeId>,
     /// Decays between tokens of a chunk, as tables.
     pub segments: HashMap<NodeId, Segments>,
+    /// Bytes of staged inputs.
+    pub sizes: HashMap<NodeId, usize>,
     /// Slots of the carries' elements, in the order of [`Block::elements`].
     pub slots: HashMap<NodeId, Vec<Val>>,
     /// Branches that are open.
@@ -230,6 +236,8 @@ impl<'g> Block<'g> {
             across,
             across_odd,
             across_pair,
+            first: zero,
+            parity: zero,
             length: zero,
             chunk: zero,
             limit: zero,
@@ -247,6 +255,7 @@ impl<'g> Block<'g> {
             under_way: false,
             zeroed: HashSet::new(),
             segments: HashMap::new(),
+            sizes: HashMap::new(),
             slots: HashMap::new(),
             branches: 0,
             shared,

@@ -316,7 +316,7 @@ impl Block<'_> {
     }
 
     /// Positions along a dimension that threads may ask for, beyond its end too.
-    fn asked(&self, dim: DimId) -> usize {
+    pub fn asked(&self, dim: DimId) -> usize {
         let (kind, size) = (self.graph.dim(dim).kind, self.size(dim));
         let both = |n: usize| self.warps.padded_rows(n).max(self.warps.padded_cols(n));
         match kind {

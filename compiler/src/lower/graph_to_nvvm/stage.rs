@@ -5,7 +5,7 @@
 //! no difference but to save a test.
 
 use super::Refusal;
-use super::block::{Block, Fold, Home, Point, Tensor, Tile};
+use super::block::{Block, Fold, Home, Tensor, Tile};
 use super::index::Linear;
 use super::memory::Region;
 use super::shape::{STRIP, Shape, extent};
@@ -32,6 +32,20 @@ pub struct Staged {
     home: Home,
     /// Void rows are zero.
     zero: bool,
+}
+
+impl Staged {
+    /// Where it lies.
+    pub fn region(&self) -> Region {
+        self.home.region
+    }
+
+    /// Says which half of its room holds what is used now.
+    pub fn set_parity(&mut self, parity: Val) {
+        if let Some((value, _)) = &mut self.home.half {
+            *value = parity;
+        }
+    }
 }
 
 /// How an input is read.
@@ -416,7 +430,7 @@ impl Block<'_> {
                             }
                             let size = self.int(piece);
                             let moved = self.w.op("mul", column, size, Ty::I32);
-                            let from = text::element(&mut self.w, from, moved, Ty::I32, Elem::I8);
+                            let from = text::further(&mut self.w, from, moved);
                             let skipped = usize::try_from(skip).expect("not negative") * arg.dtype.bytes();
                             let from = text::bytes(&mut self.w, from, skipped);
                             self.copy_piece(to, from, piece, real);
@@ -561,8 +575,4 @@ impl Block<'_> {
         Ok(())
     }
 
-    /// A position of nothing.
-    pub fn nowhere() -> Point {
-        Point::default()
-    }
 }

@@ -84,6 +84,13 @@ pub fn weight(unary: Unary) -> usize {
 }
 
 impl Functions {
+    /// Also what others use.
+    pub fn include(&mut self, others: &Functions) {
+        self.used.extend(others.used.iter().copied());
+        self.needs_matmul |= others.needs_matmul;
+        self.needs_transpose |= others.needs_transpose;
+    }
+
     /// Applies a function of one value to every lane.
     pub fn unary(&mut self, w: &mut Writer, unary: Unary, x: Val, lanes: usize) -> Val {
         let ty = Ty::f32s(lanes);

@@ -97,7 +97,7 @@ pub fn lower(
     );
     let entry = lowering.w.finish(&signature);
     let Homes { shared_bytes, workspace_bytes, .. } = lowering.homes;
-    Ok((entry, Launch { shared_bytes, workspace_bytes, grid }))
+    Ok((entry, Launch { threads: options.threads, shared_bytes, workspace_bytes, grid }))
 }
 
 /// The outermost loop over chunks becomes blocks of the grid if its turns may run in any order and nothing but loads of
@@ -539,7 +539,7 @@ fn stores(stmt: &Stmt) -> bool {
 }
 
 /// How an element stands in memory.
-pub(super) fn element(dtype: DType) -> Elem {
+pub(crate) fn element(dtype: DType) -> Elem {
     match dtype {
         DType::F32 => Elem::F32,
         DType::BF16 => Elem::I16,

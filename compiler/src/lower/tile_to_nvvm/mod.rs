@@ -22,7 +22,9 @@ mod kernel;
 mod matmul;
 mod nest;
 mod place;
-mod text;
+pub(super) mod text;
+
+pub(crate) use kernel::element;
 
 use super::tile_to_mlir::functions::Functions;
 use crate::error::CompileError;
@@ -52,8 +54,10 @@ pub struct Options {
 }
 
 /// What a launch of a kernel needs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Launch {
+    /// Threads a block.
+    pub threads: usize,
     /// Dynamic shared memory, in bytes.
     pub shared_bytes: usize,
     /// Workspace a block, in bytes.
@@ -71,18 +75,38 @@ pub struct Lowered {
     pub launches: Vec<Launch>,
 }
 
-/// Lowers kernels to a module with an entry for each.
-pub fn lower(kernels: &[(&Kernel, &str)], options: &Options) -> Result<Lowered, CompileError> {
+/// A kernel's entry, and the functions it calls.
+#[derive(Default)]
+pub struct Entry {
+    /// Its name.
+    pub symbol: String,
+    /// Its text.
+    pub text: String,
+    /// What a launch of it needs.
+    pub launch: Launch,
+    /// Functions it calls.
+    pub functions: Functions,
+}
+
+/// Lowers a kernel to an entry.
+pub fn entry(kernel: &Kernel, symbol: &str, options: &Options) -> Result<Entry, CompileError> {
+    let mut functions = Functions::default();
+    let (text, launch) = kernel::lower(kernel, symbol, options, &mut functions)?;
+    Ok(Entry { symbol: symbol.to_owned(), text, launch, functions })
+}
+
+/// A module of entries.
+pub fn module(entries: Vec<Entry>) -> Lowered {
     let mut functions = Functions::default();
     let mut launches = Vec::new();
-    let mut entries = String::new();
-    for (kernel, symbol) in kernels {
-        let (entry, launch) = kernel::lower(kernel, symbol, options, &mut functions)?;
-        entries.push_str(&entry);
-        launches.push(launch);
+    let mut text = String::new();
+    for entry in entries {
+        text.push_str(&entry.text);
+        launches.push(entry.launch);
+        functions.include(&entry.functions);
     }
     let shared =
         "llvm.mlir.global external @shared() {addr_space = 3 : i32, alignment = 128 : i64} : !llvm.array<0 x i8>";
-    let text = format!("module {{\n  {shared}\n{entries}{}}}\n", functions.define());
-    Ok(Lowered { text, launches })
+    let text = format!("module {{\n  {shared}\n{text}{}}}\n", functions.define());
+    Lowered { text, launches }
 }

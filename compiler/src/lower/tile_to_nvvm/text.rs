@@ -103,6 +103,13 @@ pub fn bytes(w: &mut Writer, base: Address, bytes: usize) -> Address {
     Address { at, space }
 }
 
+/// So many bytes further, a number of 32 bits.
+pub fn further(w: &mut Writer, base: Address, bytes: Val) -> Address {
+    let space = base.space;
+    let at = w.raw_value(format_args!("llvm.getelementptr {}[{bytes}] : ({space}, i32) -> {space}, i8", base.at));
+    Address { at, space }
+}
+
 /// Reads memory.
 pub fn load(w: &mut Writer, from: Address, ty: Ty, align: usize) -> Val {
     w.raw_value(format_args!("llvm.load {} {{alignment = {align} : i64}} : {} -> {ty}", from.at, from.space))

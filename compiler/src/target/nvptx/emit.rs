@@ -5,9 +5,8 @@
 
 use super::Family;
 use crate::error::CompileError;
-use crate::lower::tile_to_nvvm::{self, Lowered, Options};
+use crate::lower::tile_to_nvvm::{self, Entry, Lowered};
 use crate::lower::{mlir_to_llvm, tile_to_mlir};
-use crate::tile::ir::Kernel;
 use inkwell::OptimizationLevel;
 use inkwell::attributes::AttributeLoc;
 use inkwell::passes::PassBuilderOptions;
@@ -43,14 +42,10 @@ pub struct Compiled {
     pub ptx: String,
 }
 
-/// Compiles kernels to PTX, each to an entry of the given symbol.
-pub fn compile_kernels(
-    kernels: &[(&Kernel, &str)],
-    options: &Options,
-    family: &Family,
-    want: Want,
-) -> Result<Compiled, CompileError> {
-    let lowered = tile_to_nvvm::lower(kernels, options)?;
+/// Compiles kernels to PTX.
+pub fn compile_kernels(entries: Vec<Entry>, family: &Family, want: Want) -> Result<Compiled, CompileError> {
+    let symbols: Vec<(String, usize)> = entries.iter().map(|it| (it.symbol.clone(), it.launch.threads)).collect();
+    let lowered = tile_to_nvvm::module(entries);
     let mlir_context = tile_to_mlir::context();
     let mlir = tile_to_mlir::parse(&mlir_context, &lowered.text)?;
     let context = inkwell::context::Context::create();
@@ -62,12 +57,12 @@ pub fn compile_kernels(
         dump: module.print_to_string().to_string(),
     };
     let text = |name: &str, value: &str| context.create_string_attribute(name, value);
-    for (_, symbol) in kernels {
+    for (symbol, threads) in &symbols {
         let Some(entry) = module.get_function(symbol) else {
             return Err(bug("mlir-to-llvm", format!("no function `{symbol}` came out")));
         };
         entry.set_call_conventions(PTX_KERNEL);
-        entry.add_attribute(AttributeLoc::Function, text("nvvm.reqntid", &options.threads.to_string()));
+        entry.add_attribute(AttributeLoc::Function, text("nvvm.reqntid", &threads.to_string()));
         entry.add_attribute(AttributeLoc::Param(0), text("nvvm.grid_constant", ""));
     }
     for function in module.get_functions() {

@@ -1,0 +1,204 @@
+//! One kernel: its grid, its loop over chunks, and the two times it is written.
+//!
+//! Comes in: a graph. Goes out: the text of its entry, taking a parameter as [`chunkwise_abi::gpu`] says.
+
+use super::block::Block;
+use super::{Options, Refusal};
+use crate::graph::ir::{DimId, Graph, Op};
+use crate::lower::tile_to_mlir::functions::Functions;
+use crate::lower::tile_to_mlir::writer::Ty;
+use crate::lower::tile_to_nvvm::Launch;
+use crate::lower::tile_to_nvvm::text;
+use crate::tile::ir::Arg;
+use chunkwise_abi::gpu::{Grid, call_bytes};
+use std::collections::{BTreeSet, HashMap};
+
+/// Times that values may turn out to be needed by other threads than those that compute them.
+const ATTEMPTS: usize = 16;
+
+/// The entry of one kernel.
+pub fn lower(
+    graph: &Graph,
+    args: &[Arg],
+    symbol: &str,
+    options: &Options,
+    functions: &mut Functions,
+) -> Result<(String, Launch), Refusal> {
+    if graph.time.is_none() || graph.nodes.iter().any(|node| matches!(node.op, Op::Scan(_))) {
+        return Err(Refusal::unsupported("a graph without chunks"));
+    }
+    let own;
+    let (graph, part) = match options.parts {
+        Some((dim, parts)) if parts > 1 => {
+            let mut part = graph.clone();
+            part.dims[dim.index()].size /= parts;
+            own = part;
+            (&own, Some((dim, own.dim(dim).size, parts)))
+        }
+        Some(_) | None => (graph, None),
+    };
+    let grid = match (graph.carries.is_empty(), part) {
+        (true, None) => Grid::Chunk { tokens: u32::try_from(graph.tokens).expect("a chunk is small") },
+        (true, Some(_)) => return Err(Refusal::unsupported("parts of an axis of chunks by themselves")),
+        (false, None) => Grid::Item,
+        (false, Some((_, _, parts))) => Grid::Blocks { blocks: u32::try_from(parts).expect("few parts") },
+    };
+    let part = part.map(|(dim, size, _)| (dim, size));
+    let mut parked = BTreeSet::new();
+    for _ in 0..ATTEMPTS {
+        let mut first = Block::new(graph, args, options, functions, None);
+        first.parked.clone_from(&parked);
+        match first.kernel(grid, part) {
+            Ok(()) => {}
+            Err(Refusal::Park(x)) if parked.insert(x) => continue,
+            Err(Refusal::Park(x)) => return Err(first.bug(x, "lies in memory and is not found there")),
+            Err(refusal) => return Err(refusal),
+        }
+        let layout = first.memory.place();
+        let shared_bytes = layout.bytes;
+        if shared_bytes > options.shared_limit {
+            return Err(Refusal::Unsupported(format!("{shared_bytes} bytes of shared memory")));
+        }
+        let mut block = Block::new(graph, args, options, functions, Some(layout));
+        block.parked.clone_from(&parked);
+        block.kernel(grid, part)?;
+        let bytes = call_bytes(args.len());
+        let signature = format!(
+            "llvm.func @{symbol}(%0: !llvm.ptr {{llvm.byval = !llvm.array<{bytes} x i8>, llvm.align = 8 : i64}}) attributes {{no_unwind}}"
+        );
+        let entry = block.w.finish(&signature);
+        return Ok((entry, Launch { threads: 32 * options.warps, shared_bytes, workspace_bytes: 0, grid }));
+    }
+    Err(Refusal::unsupported("so many values that threads ask each other for"))
+}
+
+impl Block<'_> {
+    fn kernel(&mut self, grid: Grid, part: Option<(DimId, usize)>) -> Result<(), Refusal> {
+        self.item(grid);
+        if let Some((dim, size)) = part {
+            let size = self.int(size);
+            let first = self.first;
+            let first = self.w.op("mul", first, size, Ty::I32);
+            self.part = Some((dim, first));
+        }
+        let tokens = self.int(self.graph.tokens);
+        let more = self.int(self.graph.tokens - 1);
+        let length = self.length;
+        let whole = self.w.op("add", length, more, Ty::I32);
+        let chunks = self.w.op("udiv", whole, tokens, Ty::I32);
+        match grid {
+            Grid::Chunk { .. } => {
+                let chunk = self.first;
+                let real = self.w.icmp("slt", chunk, chunks, Ty::I32);
+                self.open_if(real);
+                self.branches -= 1;
+                self.parameters()?;
+                let staged = self.staged(false)?;
+                self.clear_padding(&staged);
+                let later = self.copy(&staged, chunk, None);
+                self.memory.begin();
+                for (region, ..) in &later {
+                    self.touch(*region, super::memory::Touch::Write);
+                }
+                self.store_later(later);
+                for input in &staged {
+                    self.touch(input.region(), super::memory::Touch::Write);
+                }
+                self.arrived(&staged);
+                self.settle();
+                self.chunk = chunk;
+                self.set_limit();
+                self.results()?;
+                self.branches += 1;
+                self.close_if();
+            }
+            Grid::Item | Grid::Blocks { .. } => self.loop_over_chunks(chunks)?,
+        }
+        Ok(())
+    }
+
+    /// Chunk after chunk; the next one's inputs arrive while this one's are used.
+    fn loop_over_chunks(&mut self, chunks: crate::lower::tile_to_mlir::writer::Val) -> Result<(), Refusal> {
+        let graph = self.graph;
+        self.parameters()?;
+        for carry in &graph.carries {
+            self.begin_carry(carry)?;
+        }
+        let staged = self.staged(true)?;
+        self.clear_padding(&staged);
+        self.settle();
+        let (zero, one) = (self.int(0), self.int(1));
+        let last = self.w.op("sub", chunks, one, Ty::I32);
+        let some = self.w.icmp("slt", zero, chunks, Ty::I32);
+        self.open_if(some);
+        let first = if graph.reverse { last } else { zero };
+        let later = self.copy(&staged, first, Some(zero));
+        self.store_later(later);
+        self.close_if();
+
+        let turn = self.w.open_loop(zero, chunks, one, Ty::I32);
+        self.numbers.push(HashMap::new());
+        let offsets = self.lane_offsets.clone();
+        self.parity = self.w.op("and", turn, one, Ty::I32);
+        let parity = self.parity;
+        let mut staged = staged;
+        staged.iter_mut().for_each(|input| input.set_parity(parity));
+        text::command(&mut self.w, "llvm.nvvm.cp.async.wait.all", &[]);
+        text::barrier(&mut self.w);
+        self.memory.settled();
+        self.recent.clear();
+        self.words.clear();
+        let next = self.w.op("add", turn, one, Ty::I32);
+        let next = self.w.intrinsic("smin", &[next, last], Ty::I32);
+        let place = |this: &mut Self, turn| match graph.reverse {
+            false => turn,
+            true => this.w.op("sub", last, turn, Ty::I32),
+        };
+        let coming = place(self, next);
+        let other = self.w.op("sub", one, parity, Ty::I32);
+        let later = self.copy(&staged, coming, Some(other));
+        self.chunk = place(self, turn);
+        self.set_limit();
+        self.arrived(&staged);
+        for carry in &graph.carries {
+            self.take_carry(carry)?;
+        }
+        self.results()?;
+        self.put_carries(&graph.carries)?;
+        self.store_later(later);
+        self.numbers.pop();
+        self.w.end();
+        self.lane_offsets = offsets;
+        self.recent.clear();
+        self.words.clear();
+        self.values.clear();
+        self.memory.settled();
+        text::barrier(&mut self.w);
+        for carry in &graph.carries {
+            self.take_carry(carry)?;
+            self.store_last(carry)?;
+        }
+        Ok(())
+    }
+
+    /// How many tokens of the chunk are real.
+    fn set_limit(&mut self) {
+        let tokens = self.int(self.graph.tokens);
+        let before = self.w.op("mul", self.chunk, tokens, Ty::I32);
+        let left = self.w.op("sub", self.length, before, Ty::I32);
+        self.limit = self.w.intrinsic("smin", &[left, tokens], Ty::I32);
+    }
+
+    /// What a chunk gives.
+    fn results(&mut self) -> Result<(), Refusal> {
+        let graph = self.graph;
+        for (name, x) in &graph.saves {
+            let dims: Vec<DimId> = self.dims(*x).to_vec();
+            self.store(name, *x, &dims)?;
+        }
+        for (name, x) in &graph.outputs {
+            self.store(name, *x, &graph.output_layout(name))?;
+        }
+        Ok(())
+    }
+}
