@@ -9,6 +9,8 @@ mod examples;
 mod random;
 #[path = "split/schedule.rs"]
 mod schedule;
+#[path = "split/separable.rs"]
+mod separable;
 #[path = "split/shapes.rs"]
 mod shapes;
 

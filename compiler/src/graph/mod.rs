@@ -6,6 +6,7 @@ pub mod ir;
 mod parse;
 pub mod passes;
 pub mod scalar;
+pub mod separable;
 pub mod shape;
 pub mod split;
 pub mod text;
