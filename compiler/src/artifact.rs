@@ -12,6 +12,8 @@ use crate::derive::form::Form;
 use crate::error::CompileError;
 use crate::graph::ir::{DimId, Graph, InputKind, Op};
 #[cfg(feature = "llvm")]
+use crate::graph::separable::separable_along;
+#[cfg(feature = "llvm")]
 use crate::graph::split::{split, temporaries};
 use crate::lower::graph_to_tile::{Options, lower};
 #[cfg(feature = "llvm")]
@@ -254,8 +256,9 @@ pub fn compile_gpu(
 ) -> Result<GpuRecurrence, CompileError> {
     let chunk = request.chunk.or(schedule.chunk);
     let mut derived = derive(instance, &Request { chunk, ..*request })?;
-    if chunk.is_none() && request.form == Form::Chunkwise && derived.chunk < SHORTEST_CHUNK {
-        derived = derive(instance, &Request { chunk: Some(SHORTEST_CHUNK), ..*request })?;
+    let shortest = if dtype == DType::BF16 { CHUNK_IN_REGISTERS } else { SHORTEST_CHUNK };
+    if chunk.is_none() && request.form == Form::Chunkwise && derived.chunk < shortest {
+        derived = derive(instance, &Request { chunk: Some(shortest), ..*request })?;
     }
     let options = options_for_gpu(dtype);
     let graphs = graphs_after(&derived, parts, pipeline::FOR_GPU)?;
@@ -275,7 +278,10 @@ pub fn compile_gpu(
         };
         let kernel_signature = kernel_signature.clone().expect("every tile has its signature");
         let in_registers = match registers.get(at) {
-            Some((_, graph)) => gpu_module(graph, whole, &kernel_signature, schedule, family, dtype, true)?,
+            Some((_, graph)) => {
+                let own = if *schedule == USUAL_SCHEDULE { usual_in_registers(*direction) } else { *schedule };
+                gpu_module(graph, whole, &kernel_signature, &own, family, dtype, true)?
+            }
             None => None,
         };
         let module = match in_registers {
@@ -335,11 +341,23 @@ fn gpu_module(
             entries.push(tile_to_nvvm::entry(kernel, &symbol, &layout)?);
             continue;
         }
-        match graph_to_nvvm::entry(&stage.graph, &args, &symbol, &register_options(&stage.graph, schedule, family)) {
+        let own = register_options(&stage.graph, schedule, family);
+        let mut made = graph_to_nvvm::entry(&stage.graph, &args, &symbol, &own);
+        if matches!(made, Err(Refusal::Room(_))) {
+            let own = graph_to_nvvm::Options { ahead: false, ..own };
+            made = graph_to_nvvm::entry(&stage.graph, &args, &symbol, &own);
+        }
+        match made {
             Ok(entry) => entries.push(entry),
             Err(Refusal::Unsupported(what)) => {
                 if std::env::var_os("CHUNKWISE_WHY").is_some() {
                     eprintln!("{symbol}: {what}");
+                }
+                return Ok(None);
+            }
+            Err(Refusal::Room(bytes)) => {
+                if std::env::var_os("CHUNKWISE_WHY").is_some() {
+                    eprintln!("{symbol}: {bytes} bytes of shared memory");
                 }
                 return Ok(None);
             }
@@ -372,22 +390,48 @@ fn gpu_module(
 /// How a stage is laid out whose values stay in registers.
 #[cfg(feature = "llvm")]
 fn register_options(graph: &Graph, schedule: &Schedule, family: &Family) -> graph_to_nvvm::Options {
-    let _ = graph;
     graph_to_nvvm::Options {
         warps: schedule.threads.unwrap_or(256) / 32,
         shared_limit: family.shared_limit,
-        parts: None,
+        parts: parts(graph, schedule.parts.unwrap_or(1)),
+        ahead: true,
     }
+}
+
+/// An axis that blocks may share, and into how many parts: no more than wanted, and none of them narrow.
+#[cfg(feature = "llvm")]
+fn parts(graph: &Graph, wanted: usize) -> Option<(DimId, usize)> {
+    const NARROW: usize = 16;
+    let carried = graph.carries.first()?;
+    let axes = graph.node(carried.input).dims.iter().rev();
+    let axis = axes.copied().find(|dim| separable_along(graph, *dim))?;
+    let size = graph.dim(axis).size;
+    let fits = |n: &usize| size.is_multiple_of(*n) && (size / n).is_multiple_of(NARROW);
+    (2..=wanted).rev().find(fits).map(|n| (axis, n))
+}
+
+/// The schedule of a direction when nobody asks, where values stay in registers.
+#[cfg(feature = "llvm")]
+fn usual_in_registers(direction: Direction) -> Schedule {
+    let stages = match direction {
+        Direction::Forward | Direction::ForwardSaving => Stages::Fused,
+        Direction::Backward => Stages::PassOutputs,
+    };
+    Schedule { parts: Some(2), states: DType::BF16, operands: DType::BF16, ..Schedule::of(stages) }
 }
 
 /// Tokens a chunk when nobody asks: shorter ones leave the tensor cores idle.
 #[cfg(feature = "llvm")]
 const SHORTEST_CHUNK: usize = 32;
 
+/// Tokens a chunk when nobody asks, where values stay in registers.
+#[cfg(feature = "llvm")]
+const CHUNK_IN_REGISTERS: usize = 64;
+
 /// The schedule when nobody asks.
 #[cfg(feature = "llvm")]
 pub const USUAL_SCHEDULE: Schedule =
-    Schedule { stages: Stages::Fused, chunk: None, threads: None, states: DType::F32, operands: DType::F32 };
+    Schedule { stages: Stages::Fused, chunk: None, threads: None, parts: None, states: DType::F32, operands: DType::F32 };
 
 /// How kernels for tensors of a type are laid out on a family of GPUs.
 #[cfg(feature = "llvm")]

@@ -7,7 +7,7 @@
 //! ```text
 //! schedule = stages ("," setting)*
 //! stages   = "fused" | "prepare + pass" | "pass + outputs" | "prepare + pass + outputs"
-//! setting  = "chunk" integer | "threads" integer | ("states" | "operands") ("f32" | "bf16" | "f16")
+//! setting  = "chunk" integer | "threads" integer | "parts" integer | ("states" | "operands") ("f32" | "bf16" | "f16")
 //! ```
 //! as in `prepare + pass + outputs, chunk 64, threads 256, operands bf16`. What is not said is left to the compiler.
 
@@ -21,6 +21,9 @@ use std::str::FromStr;
 /// Threads a block may have.
 pub const THREADS: std::ops::RangeInclusive<usize> = 32..=1024;
 
+/// Parts of an axis that blocks may take.
+pub const PARTS: std::ops::RangeInclusive<usize> = 1..=16;
+
 /// How a recurrence is laid out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Schedule {
@@ -30,6 +33,9 @@ pub struct Schedule {
     pub chunk: Option<usize>,
     /// Threads a block; none leaves it to the compiler.
     pub threads: Option<usize>,
+    /// Blocks that share a head, each with its part of an axis, in kernels whose chunks wait for each other and where that
+    /// is possible; none leaves it to the compiler.
+    pub parts: Option<usize>,
     /// Type of the states that one kernel hands to a later one, whatever that does with them. A state inside a kernel is
     /// float32 all the same.
     pub states: DType,
@@ -41,7 +47,7 @@ pub struct Schedule {
 impl Schedule {
     /// These stages, and everything else as usual.
     pub fn of(stages: Stages) -> Schedule {
-        Schedule { stages, chunk: None, threads: None, states: DType::F32, operands: DType::F32 }
+        Schedule { stages, chunk: None, threads: None, parts: None, states: DType::F32, operands: DType::F32 }
     }
 }
 
@@ -104,6 +110,9 @@ impl fmt::Display for Schedule {
         if let Some(threads) = self.threads {
             write!(f, ", threads {threads}")?;
         }
+        if let Some(parts) = self.parts {
+            write!(f, ", parts {parts}")?;
+        }
         for (name, dtype) in [("states", self.states), ("operands", self.operands)] {
             match dtype {
                 DType::F32 => {}
@@ -156,11 +165,12 @@ impl FromStr for Schedule {
                     }
                     schedule.threads = Some(threads);
                 }
+                "parts" => schedule.parts = Some(number(name, value, &PARTS)?),
                 "states" => schedule.states = dtype(name, value)?,
                 "operands" => schedule.operands = dtype(name, value)?,
                 _ => {
                     return Err(ScheduleError(format!(
-                        "`{part}` is no setting; write `chunk 64`, `threads 256`, `states bf16` or `operands bf16`"
+                        "`{part}` is no setting; write `chunk 64`, `threads 256`, `parts 2`, `states bf16` or `operands bf16`"
                     )));
                 }
             }

@@ -142,9 +142,9 @@ pub struct Block<'g> {
     pub values: HashMap<Key, Val>,
     /// Which values those are.
     pub held: HashSet<NodeId>,
-    /// What was computed since the last barrier.
+    /// What was computed in this statement.
     pub recent: HashMap<Key, Val>,
-    /// What was read since then: words of a region.
+    /// What was read in it: words of a region.
     pub words: HashMap<(Region, Linear), Val>,
     /// Addresses and numbers of positions, by where the writer is in nested branches.
     pub numbers: Vec<HashMap<Linear, Val>>,
@@ -377,6 +377,12 @@ impl<'g> Block<'g> {
             self.under_way = false;
         }
         text::barrier(&mut self.w);
+    }
+
+    /// A new statement begins. What elements were worth is forgotten, here and nowhere else: they would take registers
+    /// for long, and what is asked for again must not depend on where barriers turn out to stand.
+    pub fn statement(&mut self) {
+        self.memory.begin();
         self.recent.clear();
         self.words.clear();
     }

@@ -3,10 +3,11 @@
 //! Comes in: a graph. Goes out: the text of its entry, taking a parameter as [`chunkwise_abi::gpu`] says.
 
 use super::block::Block;
+use super::memory::Touch;
 use super::{Options, Refusal};
 use crate::graph::ir::{DimId, Graph, Op};
 use crate::lower::tile_to_mlir::functions::Functions;
-use crate::lower::tile_to_mlir::writer::Ty;
+use crate::lower::tile_to_mlir::writer::{Ty, Val};
 use crate::lower::tile_to_nvvm::Launch;
 use crate::lower::tile_to_nvvm::text;
 use crate::tile::ir::Arg;
@@ -57,7 +58,7 @@ pub fn lower(
         let layout = first.memory.place();
         let shared_bytes = layout.bytes;
         if shared_bytes > options.shared_limit {
-            return Err(Refusal::Unsupported(format!("{shared_bytes} bytes of shared memory")));
+            return Err(Refusal::Room(shared_bytes));
         }
         let mut block = Block::new(graph, args, options, functions, Some(layout));
         block.parked.clone_from(&parked);
@@ -95,17 +96,8 @@ impl Block<'_> {
                 self.parameters()?;
                 let staged = self.staged(false)?;
                 self.clear_padding(&staged);
-                let later = self.copy(&staged, chunk, None);
-                self.memory.begin();
-                for (region, ..) in &later {
-                    self.touch(*region, super::memory::Touch::Write);
-                }
-                self.store_later(later);
-                for input in &staged {
-                    self.touch(input.region(), super::memory::Touch::Write);
-                }
+                self.arrive_now(&staged, chunk);
                 self.arrived(&staged);
-                self.settle();
                 self.chunk = chunk;
                 self.set_limit();
                 self.results()?;
@@ -118,47 +110,56 @@ impl Block<'_> {
     }
 
     /// Chunk after chunk; the next one's inputs arrive while this one's are used.
-    fn loop_over_chunks(&mut self, chunks: crate::lower::tile_to_mlir::writer::Val) -> Result<(), Refusal> {
+    fn loop_over_chunks(&mut self, chunks: Val) -> Result<(), Refusal> {
         let graph = self.graph;
         self.parameters()?;
         for carry in &graph.carries {
             self.begin_carry(carry)?;
         }
-        let staged = self.staged(true)?;
+        let ahead = self.options.ahead;
+        let mut staged = self.staged(ahead)?;
         self.clear_padding(&staged);
         self.settle();
         let (zero, one) = (self.int(0), self.int(1));
         let last = self.w.op("sub", chunks, one, Ty::I32);
-        let some = self.w.icmp("slt", zero, chunks, Ty::I32);
-        self.open_if(some);
-        let first = if graph.reverse { last } else { zero };
-        let later = self.copy(&staged, first, Some(zero));
-        self.store_later(later);
-        self.close_if();
+        if ahead {
+            let some = self.w.icmp("slt", zero, chunks, Ty::I32);
+            self.open_if(some);
+            let first = if graph.reverse { last } else { zero };
+            let later = self.copy(&staged, first, Some(zero));
+            self.store_later(later);
+            self.close_if();
+        }
 
         let turn = self.w.open_loop(zero, chunks, one, Ty::I32);
         self.numbers.push(HashMap::new());
         let offsets = self.lane_offsets.clone();
         self.parity = self.w.op("and", turn, one, Ty::I32);
         let parity = self.parity;
-        let mut staged = staged;
         staged.iter_mut().for_each(|input| input.set_parity(parity));
-        text::command(&mut self.w, "llvm.nvvm.cp.async.wait.all", &[]);
+        if ahead {
+            text::command(&mut self.w, "llvm.nvvm.cp.async.wait.all", &[]);
+        }
         text::barrier(&mut self.w);
         self.memory.settled();
         self.recent.clear();
         self.words.clear();
-        let next = self.w.op("add", turn, one, Ty::I32);
-        let next = self.w.intrinsic("smin", &[next, last], Ty::I32);
         let place = |this: &mut Self, turn| match graph.reverse {
             false => turn,
             true => this.w.op("sub", last, turn, Ty::I32),
         };
-        let coming = place(self, next);
-        let other = self.w.op("sub", one, parity, Ty::I32);
-        let later = self.copy(&staged, coming, Some(other));
         self.chunk = place(self, turn);
         self.set_limit();
+        let later = if ahead {
+            let next = self.w.op("add", turn, one, Ty::I32);
+            let next = self.w.intrinsic("smin", &[next, last], Ty::I32);
+            let coming = place(self, next);
+            let other = self.w.op("sub", one, parity, Ty::I32);
+            self.copy(&staged, coming, Some(other))
+        } else {
+            self.arrive_now(&staged, self.chunk);
+            Vec::new()
+        };
         self.arrived(&staged);
         for carry in &graph.carries {
             self.take_carry(carry)?;
@@ -179,6 +180,17 @@ impl Block<'_> {
             self.store_last(carry)?;
         }
         Ok(())
+    }
+
+    /// Copies a chunk's inputs and waits for them.
+    fn arrive_now(&mut self, staged: &[super::stage::Staged], chunk: Val) {
+        let later = self.copy(staged, chunk, None);
+        self.statement();
+        for input in staged {
+            self.touch(input.region(), Touch::Write);
+        }
+        self.store_later(later);
+        self.settle();
     }
 
     /// How many tokens of the chunk are real.

@@ -70,7 +70,7 @@ impl Memory {
         place.map_or(0, |life| life.offset)
     }
 
-    /// A new statement begins: what belongs to one does not wait for itself.
+    /// A new statement begins: the writes of one do not wait for each other.
     pub fn begin(&mut self) {
         self.statement += 1;
     }
@@ -85,7 +85,9 @@ impl Memory {
         }
         let statement = self.statement;
         let conflict = self.pending.iter().any(|(other, before, of)| {
-            *of != statement && (touch == Touch::Write || *before == Touch::Write) && self.meet(region, *other)
+            let written_together = touch == Touch::Write && *before == Touch::Write && *of == statement;
+            let apart = touch == Touch::Read && *before == Touch::Read;
+            !written_together && !apart && self.meet(region, *other)
         });
         if conflict {
             self.pending.clear();

@@ -41,6 +41,8 @@ pub struct Options {
     pub shared_limit: usize,
     /// Equal parts of an axis, each a block's; only for a graph whose parts have nothing to do with each other.
     pub parts: Option<(DimId, usize)>,
+    /// The next chunk's inputs arrive while this one's are used, where chunks wait for each other: they have room twice.
+    pub ahead: bool,
 }
 
 /// Why a graph is not lowered.
@@ -48,6 +50,8 @@ pub struct Options {
 pub enum Refusal {
     /// It has something that is not done this way.
     Unsupported(String),
+    /// It needs so many bytes of shared memory, which is more than there are.
+    Room(usize),
     /// Threads ask for elements of a value that others have: it has to lie in memory they share.
     Park(NodeId),
     /// A mistake of this stage.

@@ -74,7 +74,7 @@ impl Block<'_> {
         }
         let a = self.source(left, &shape.rows, &shape, exact_left)?;
         let b = self.source(right, &shape.cols, &shape, exact_right)?;
-        self.memory.begin();
+        self.statement();
         for source in [&a, &b] {
             if let Source::Tile(tile) = source {
                 self.touch(tile.region, Touch::Read);
@@ -453,6 +453,11 @@ impl Block<'_> {
         16 * if sixteens.is_multiple_of(2) { sixteens + 1 } else { sixteens }
     }
 
+    /// Bytes beyond a matrix that are read, and not used, where its columns are rows of a product.
+    pub fn overhang(&self, n_cols: usize, cols: usize) -> usize {
+        2 * self.warps.padded_rows(n_cols).saturating_sub(cols)
+    }
+
     /// Writes a value to shared memory as an operand.
     pub fn tile(&mut self, x: NodeId, parts: usize) -> Result<(), Refusal> {
         if self.tiles.contains_key(&(x, parts)) {
@@ -472,7 +477,7 @@ impl Block<'_> {
             outer.push((*dim, step));
             step *= self.size(*dim);
         }
-        let region = self.memory.allocate(matrix * count * parts, false);
+        let region = self.memory.allocate(matrix * count * parts + self.overhang(n_cols, cols), false);
         let tile = Tile {
             region,
             rows: shape.rows.clone(),
@@ -501,7 +506,7 @@ impl Block<'_> {
             let words = self.words_of(&values, parts);
             all.push((elements, words));
         }
-        self.memory.begin();
+        self.statement();
         self.touch(region, Touch::Write);
         for (elements, words) in all {
             for (part, words) in words.iter().enumerate() {

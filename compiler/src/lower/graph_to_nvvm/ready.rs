@@ -14,6 +14,9 @@ use crate::lower::tile_to_mlir::writer::{Ty, Val};
 use crate::lower::tile_to_nvvm::text;
 use chunkwise_abi::DType;
 
+/// An element, its value, and whether it is this thread that stores it; none if it is.
+pub type Owned = (Point, Val, Option<Val>);
+
 impl Block<'_> {
     /// See to it that elements of a value can be asked for.
     pub fn ready(&mut self, x: NodeId) -> Result<(), Refusal> {
@@ -216,13 +219,22 @@ impl Block<'_> {
                 stores.push((bytes, sum));
             }
         }
-        // After the exchanges all threads that share a sum have it: all store the same.
-        self.memory.begin();
+        // After the exchanges all threads that share a sum have it: the first of them stores it.
+        let zero = self.int(0);
+        let first = match (down, across) {
+            (true, true) => self.lane,
+            (true, false) => self.group,
+            (false, _) => self.quad,
+        };
+        let first = self.w.icmp("eq", first, zero, Ty::I32);
+        self.statement();
         self.touch(home.region, Touch::Write);
+        self.open_if(first);
         for (bytes, sum) in stores {
             let address = self.shared(home.region, &bytes);
             text::store(&mut self.w, sum, address, "f32", 4);
         }
+        self.close_if();
         self.homes.insert(x, home);
         Ok(())
     }
@@ -263,12 +275,16 @@ impl Block<'_> {
             }
             stores.push((bytes, sum));
         }
-        self.memory.begin();
+        self.statement();
         self.touch(home.region, Touch::Write);
+        let zero = self.int(0);
+        let first = self.w.icmp("eq", self.thread, zero, Ty::I32);
+        self.open_if(first);
         for (bytes, sum) in stores {
             let address = self.shared(home.region, &bytes);
             text::store(&mut self.w, sum, address, "f32", 4);
         }
+        self.close_if();
         self.homes.insert(x, home);
         Ok(())
     }
@@ -294,7 +310,7 @@ impl Block<'_> {
             let real = self.real(&shape, &element.at);
             found.push((element.at.clone(), value, self.both(same, real)));
         }
-        self.memory.begin();
+        self.statement();
         self.touch(home.region, Touch::Write);
         for (at, value, cond) in found {
             let mut bytes = Linear::default();
@@ -351,31 +367,40 @@ impl Block<'_> {
     }
 
     /// Stores what [`Block::flat_elements`] gives.
-    pub fn store_flat(&mut self, home: &Home, stores: Vec<(Point, Val)>) {
-        self.memory.begin();
+    pub fn store_flat(&mut self, home: &Home, stores: Vec<Owned>) {
+        self.statement();
         self.touch(home.region, Touch::Write);
-        for (at, value) in stores {
+        for (at, value, own) in stores {
             let mut bytes = Linear::default();
             for (dim, stride) in &home.strides {
                 let ix = at.get(*dim).expect("a position of each dimension");
                 bytes.add_scaled(&self.ix.get(ix).clone(), *stride as i64);
             }
+            if let Some(own) = own {
+                self.open_if(own);
+            }
             let address = self.shared(home.region, &bytes);
             text::store(&mut self.w, value, address, "f32", 4);
+            if own.is_some() {
+                self.close_if();
+            }
         }
     }
 
-    /// Every element of some dimensions, the longest spread over the threads. Threads beyond its end do as the last.
+    /// Every element of some dimensions, the longest spread over the threads. Threads beyond its end compute as the last
+    /// does, and store nothing.
     pub fn flat_elements(
         &mut self,
         dims: &[DimId],
         mut value: impl FnMut(&mut Self, &Point) -> Result<Val, Refusal>,
-    ) -> Result<Vec<(Point, Val)>, Refusal> {
+    ) -> Result<Vec<Owned>, Refusal> {
         let threads = 32 * self.warps.count();
         let Some(longest) = dims.iter().copied().max_by_key(|d| self.size(*d)) else {
             let nowhere = Point::default();
             let value = value(self, &nowhere)?;
-            return Ok(vec![(nowhere, value)]);
+            let zero = self.int(0);
+            let first = self.w.icmp("eq", self.thread, zero, Ty::I32);
+            return Ok(vec![(nowhere, value, Some(first))]);
         };
         let n = self.size(longest);
         let rest: Vec<DimId> = dims.iter().copied().filter(|d| *d != longest).collect();
@@ -386,10 +411,10 @@ impl Block<'_> {
             Some(second) if width < threads && self.size(second).is_multiple_of(threads / width) => threads / width,
             Some(_) | None => 1,
         };
-        let (own, group) = if rows > 1 {
+        let (place, group) = if rows > 1 {
             let (mask, shift) = (self.int(width - 1), self.int(width.ilog2() as usize));
-            let own = self.w.op("and", self.thread, mask, Ty::I32);
-            (own, Some(self.w.op("lshr", self.thread, shift, Ty::I32)))
+            let place = self.w.op("and", self.thread, mask, Ty::I32);
+            (place, Some(self.w.op("lshr", self.thread, shift, Ty::I32)))
         } else {
             (self.thread, None)
         };
@@ -398,9 +423,15 @@ impl Block<'_> {
         for turn in 0..turns {
             let last = self.int(n - 1);
             let at = self.int(turn * threads);
-            let at = if turn == 0 { own } else { self.w.op("add", own, at, Ty::I32) };
+            let at = if turn == 0 { place } else { self.w.op("add", place, at, Ty::I32) };
             let exact = (if rows > 1 { width } else { threads * turns }) == n;
-            let at = if exact { at } else { self.w.intrinsic("smin", &[at, last], Ty::I32) };
+            let mut own = None;
+            let at = if exact {
+                at
+            } else {
+                own = Some(self.w.icmp("sle", at, last, Ty::I32));
+                self.w.intrinsic("smin", &[at, last], Ty::I32)
+            };
             let along = self.ix.of(Linear::value(at, 1));
             let mut points = vec![Point::default().with(longest, along)];
             for dim in &rest {
@@ -414,7 +445,7 @@ impl Block<'_> {
             }
             for point in points {
                 let value = value(self, &point)?;
-                stores.push((point, value));
+                stores.push((point, value, own));
             }
         }
         Ok(stores)
@@ -445,7 +476,7 @@ impl Block<'_> {
         for outer in self.outer_points(&shape.outer) {
             for element in self.elements(&shape, &outer) {
                 let value = self.eval(x, &element.at)?;
-                stores.push((element.at, value));
+                stores.push((element.at, value, None));
             }
         }
         self.store_flat(&home, stores);

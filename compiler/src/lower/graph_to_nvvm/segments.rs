@@ -9,7 +9,7 @@
 use super::Refusal;
 use super::block::{Block, Fold, Home, Point};
 use super::eval::Known;
-use super::index::{Ix, Linear};
+use super::index::Linear;
 use super::memory::Touch;
 use super::shape::STRIP;
 use crate::graph::ir::{DimId, GateKind, Gates, NodeId, Op, Unary};
@@ -159,20 +159,36 @@ impl Block<'_> {
             between: table(self, (4 * (asked_blocks + 1) * blocks + 4 * pairs).max(4 * asked_blocks * blocks)),
             within: table(self, pitch * asked),
         };
-        self.memory.begin();
-        let mut put = |this: &mut Self, home: &Home, bytes: Linear, value: Val| {
-            this.touch(home.region, Touch::Write);
+        self.statement();
+        let put = |this: &mut Self, home: &Home, bytes: Linear, value: Val| {
             let address = this.shared(home.region, &bytes);
             text::store(&mut this.w, value, address, "f32", 4);
         };
+        for home in [&homes.reader, &homes.writer, &homes.between, &homes.within] {
+            self.touch(home.region, Touch::Write);
+        }
+        let rows = (n < threads).then(|| {
+            let end = self.int(n);
+            self.w.icmp("slt", self.thread, end, Ty::I32)
+        });
+        if let Some(rows) = rows {
+            self.open_if(rows);
+        }
         put(self, &homes.reader, Linear::value(own, 4), before);
         put(self, &homes.writer, Linear::value(own, 4), after);
-        put(self, &homes.between, Linear::value(pair, 4), middle);
         for (k, value) in within.into_iter().enumerate() {
             let mut bytes = Linear::value(own, pitch as i64);
             bytes.constant = 4 * k as i64;
             put(self, &homes.within, bytes, value);
         }
+        if rows.is_some() {
+            self.close_if();
+        }
+        let end = self.int(blocks * blocks);
+        let first = self.w.icmp("slt", self.thread, end, Ty::I32);
+        self.open_if(first);
+        put(self, &homes.between, Linear::value(pair, 4), middle);
+        self.close_if();
         Ok(homes)
     }
 

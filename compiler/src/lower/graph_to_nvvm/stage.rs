@@ -48,6 +48,14 @@ impl Staged {
     }
 }
 
+/// A number that was read, and is stored later: where, and whether it is this thread that does.
+pub struct Later {
+    region: Region,
+    bytes: Linear,
+    value: Val,
+    own: Option<Val>,
+}
+
 /// How an input is read.
 #[derive(Clone, Debug)]
 enum Way {
@@ -271,7 +279,7 @@ impl Block<'_> {
             strides.push((*dim, step));
             step *= self.size(*dim);
         }
-        self.sizes.insert(node, step);
+        self.sizes.insert(node, step + self.overhang(self.size(*col), cols));
         let home =
             Home { region: Region(u32::MAX), dtype, strides, parts: (1, 0), fold: Fold::Sum, half: None };
         Ok((Way::Rows { shape: shape.clone(), run, piece }, home))
@@ -323,7 +331,7 @@ impl Block<'_> {
                 continue;
             }
             let pitch = input.home.strides[1].1;
-            let rows = self.bytes_of(input.node) / pitch;
+            let rows = self.warps.padded_rows(extent(self.graph, &shape.rows)) * extent(self.graph, &shape.outer);
             let beyond = n.next_multiple_of(STRIP) * 2 - run;
             let halves = if input.home.half.is_some() { 2 } else { 1 };
             let threads = 32 * self.warps.count();
@@ -346,7 +354,7 @@ impl Block<'_> {
     }
 
     /// Starts the copies of a chunk; gives what has to be stored later: numbers read one by one, and where they go.
-    pub fn copy(&mut self, staged: &[Staged], chunk: Val, half: Option<Val>) -> Vec<(Region, Linear, Val)> {
+    pub fn copy(&mut self, staged: &[Staged], chunk: Val, half: Option<Val>) -> Vec<Later> {
         let mut later = Vec::new();
         let wide_chunk = self.w.cast("sext", chunk, Ty::I32, Ty::I64);
         let tokens = self.int(self.graph.tokens);
@@ -397,8 +405,10 @@ impl Block<'_> {
                                 flat = self.w.op("add", flat, ahead, Ty::I32);
                             }
                             let total = n_rows * pieces;
+                            let mut own = None;
                             if (turn + 1) * threads > total {
                                 let end = self.int(total - 1);
+                                own = Some(self.w.icmp("sle", flat, end, Ty::I32));
                                 flat = self.w.intrinsic("smin", &[flat, end], Ty::I32);
                             }
                             let row = self.w.op("udiv", flat, per_row, Ty::I32);
@@ -433,7 +443,13 @@ impl Block<'_> {
                             let from = text::further(&mut self.w, from, moved);
                             let skipped = usize::try_from(skip).expect("not negative") * arg.dtype.bytes();
                             let from = text::bytes(&mut self.w, from, skipped);
+                            if let Some(own) = own {
+                                self.open_if(own);
+                            }
                             self.copy_piece(to, from, piece, real);
+                            if own.is_some() {
+                                self.close_if();
+                            }
                         }
                     }
                     if half.is_none() {
@@ -479,7 +495,7 @@ impl Block<'_> {
                         })
                     });
                     let stores = stores.expect("reading an element cannot be refused");
-                    for (at, value) in stores {
+                    for (at, value, own) in stores {
                         let mut bytes = Linear::default();
                         for (dim, stride) in &input.home.strides {
                             let ix = at.get(*dim).expect("a position of each dimension");
@@ -488,7 +504,7 @@ impl Block<'_> {
                         if let Some(half) = half {
                             bytes.add(half, step);
                         }
-                        later.push((input.home.region, bytes, value));
+                        later.push(Later { region: input.home.region, bytes, value, own });
                     }
                 }
             }
@@ -497,10 +513,16 @@ impl Block<'_> {
     }
 
     /// Stores numbers that were read one by one.
-    pub fn store_later(&mut self, later: Vec<(Region, Linear, Val)>) {
-        for (region, bytes, value) in later {
+    pub fn store_later(&mut self, later: Vec<Later>) {
+        for Later { region, bytes, value, own } in later {
+            if let Some(own) = own {
+                self.open_if(own);
+            }
             let address = self.shared(region, &bytes);
             text::store(&mut self.w, value, address, "f32", 4);
+            if own.is_some() {
+                self.close_if();
+            }
         }
     }
 

@@ -86,8 +86,9 @@ impl Block<'_> {
         let shape = Shape::of(self.graph, dims).filter(Shape::is_matrix);
         let Some(shape) = shape else {
             let stores = self.flat_elements(dims, value)?;
-            for (at, value) in stores {
+            for (at, value, own) in stores {
                 let real = self.before_end(target, &at);
+                let real = self.both(real, own);
                 if let Some(real) = real {
                     self.open_if(real);
                 }
