@@ -3,7 +3,7 @@
 //! Comes in: nothing. Goes out: tables of passes, for the runner in [`crate::pass`] and for whoever lists them.
 
 use crate::graph::ir::Graph;
-use crate::graph::passes::{cse, dce, fold, scale_late, slice_sums, sum_gates};
+use crate::graph::passes::{cse, dce, fold, invert_solve, scale_late, slice_sums, sum_gates};
 use crate::pass::Pass;
 
 /// Numbers are folded, neutral terms and inverse pairs go.
@@ -48,3 +48,13 @@ pub const SLICE_SUMS: Pass<Graph> = Pass {
 
 /// What a graph of chunks goes through for a GPU, simplified before and after.
 pub const FOR_GPU: &[Pass<Graph>] = &[FOLD, CSE, DCE, SUM_GATES, SLICE_SUMS, FOLD, CSE, DCE];
+
+/// Triangular systems as products with their inverse.
+pub const INVERT_SOLVE: Pass<Graph> = Pass {
+    name: "invert-solve",
+    about: "solve triangular systems by products with their inverse",
+    run: invert_solve::invert_solve,
+};
+
+/// What a graph of chunks goes through before it becomes products of whole tiles, simplified before and after.
+pub const FOR_TENSOR_CORES: &[Pass<Graph>] = &[FOLD, CSE, DCE, INVERT_SOLVE, FOLD, CSE, DCE];

@@ -6,6 +6,8 @@ mod closed_forms;
 mod derived;
 #[path = "graph/gated.rs"]
 mod gated;
+#[path = "graph/inverse.rs"]
+mod inverse;
 #[path = "graph/passes.rs"]
 mod passes;
 #[path = "graph/random.rs"]

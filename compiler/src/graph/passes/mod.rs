@@ -6,6 +6,7 @@
 pub mod cse;
 pub mod dce;
 pub mod fold;
+pub mod invert_solve;
 pub mod scale_late;
 pub mod slice_sums;
 pub mod sum_gates;

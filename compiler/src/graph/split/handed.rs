@@ -93,6 +93,7 @@ fn moved(op: &Op) -> Option<NodeId> {
         | Op::BoundaryGrad { .. }
         | Op::Gated { .. }
         | Op::Solve(_)
+        | Op::Inverse(_)
         | Op::Scan(_)
         | Op::ScanResult(..) => None,
     }
@@ -138,6 +139,7 @@ pub fn may_be_handed(op: &Op) -> bool {
         | Op::BoundaryGrad { .. }
         | Op::Gated { .. }
         | Op::Solve(_)
+        | Op::Inverse(_)
         | Op::ScanResult(..) => true,
     }
 }
@@ -148,6 +150,7 @@ pub fn word(op: &Op) -> &'static str {
         Op::Contract(..) => "product",
         Op::Gated { .. } => "gated",
         Op::Solve(_) => "solve",
+        Op::Inverse(_) => "inverse",
         Op::Scan(_) | Op::ScanResult(..) => "scan",
         Op::Segment { .. } | Op::Boundary { .. } => "decay",
         Op::SegmentGrad { .. } | Op::BoundaryGrad { .. } => "decay_grad",

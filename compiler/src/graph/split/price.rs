@@ -148,6 +148,12 @@ pub fn node_work(graph: &Graph, nodes: &[Node], node: &Node, prices: &Prices) ->
             let slots = solve.rhs.len() as u64;
             Work { turns: rows * slots, ..vector(own * rows * slots) }
         }
+        // By blocks of 16: those on the diagonal row by row, the others as products. A third of a product's terms.
+        Op::Inverse(inverse) => {
+            let rows = graph.dim(inverse.row).size as u64;
+            let slots = graph.dim(inverse.slot).size as u64;
+            Work { tensor: 2 * own * rows * slots / 3, turns: 16 * slots + rows / 16, ..vector(own * 8) }
+        }
         Op::Scan(scan) => {
             let rows = graph.dim(scan.row).size as u64;
             let mut body = Work::default();
