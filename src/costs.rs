@@ -81,7 +81,8 @@ fn count(dims: &[Dim], nodes: &[Node], rows: f64, times: f64, costs: &mut Costs)
                 costs.matmul_flops += 2.0 * across * times;
             }
             Op::Inverse(inverse) => {
-                costs.matmul_flops += size * elements(dims, &[inverse.row]) * elements(dims, &[inverse.slot]) / 3.0 * times;
+                costs.matmul_flops +=
+                    size * elements(dims, &[inverse.row]) * elements(dims, &[inverse.slot]) / 3.0 * times;
             }
             Op::Scan(scan) => {
                 let Body { nodes, .. } = &scan.body;
