@@ -3,7 +3,7 @@
 //! Comes in: nothing. Goes out: tables of passes, for the runner in [`crate::pass`] and for whoever lists them.
 
 use crate::graph::ir::Graph;
-use crate::graph::passes::{cse, dce, fold, invert_solve, scale_late, slice_sums, sum_gates};
+use crate::graph::passes::{bare_operands, cse, dce, fold, invert_solve, scale_late, slice_sums, sum_gates};
 use crate::pass::Pass;
 
 /// Numbers are folded, neutral terms and inverse pairs go.
@@ -56,5 +56,13 @@ pub const INVERT_SOLVE: Pass<Graph> = Pass {
     run: invert_solve::invert_solve,
 };
 
-/// What a graph of chunks goes through before it becomes products of whole tiles, simplified before and after.
-pub const FOR_TENSOR_CORES: &[Pass<Graph>] = &[FOLD, CSE, DCE, INVERT_SOLVE, FOLD, CSE, DCE];
+/// Factors off the operands that are tensors without them.
+pub const BARE_OPERANDS: Pass<Graph> = Pass {
+    name: "bare-operands",
+    about: "take factors off operands of products that are tensors from outside, or shared, without them",
+    run: bare_operands::bare_operands,
+};
+
+/// What a graph of chunks goes through before it becomes products of whole tiles, simplified before and after. Solutions
+/// come first: what they are is multiplied too.
+pub const FOR_TENSOR_CORES: &[Pass<Graph>] = &[FOLD, CSE, DCE, INVERT_SOLVE, FOLD, BARE_OPERANDS, FOLD, CSE, DCE];

@@ -1,5 +1,7 @@
 //! The graph: text, verifier, interpreter and passes, against graphs written by hand.
 
+#[path = "graph/bare_operands.rs"]
+mod bare_operands;
 #[path = "graph/closed_forms.rs"]
 mod closed_forms;
 #[path = "graph/derived.rs"]

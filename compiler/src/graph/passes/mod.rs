@@ -3,6 +3,7 @@
 //! Comes in: a graph that verifies. Goes out: one that does, with the same results. Each pass does one thing; their
 //! order stands in [`crate::pipeline`].
 
+pub mod bare_operands;
 pub mod cse;
 pub mod dce;
 pub mod fold;

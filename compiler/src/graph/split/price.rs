@@ -45,9 +45,9 @@ pub struct Prices {
 }
 
 impl Default for Prices {
-    /// An H200: 4.3 TB/s, about half of 780 TFLOP/s in products this small, about half of 67 in float32.
+    /// An H200: 4.3 TB/s, 250 TFLOP/s in products this small, about half of 67 in float32.
     fn default() -> Self {
-        Prices { tensor: 90, vector: 7, turn: 256, sequential: 4, handing: 2048, token_bytes: 2 }
+        Prices { tensor: 58, vector: 7, turn: 1024, sequential: 3, handing: 2048, token_bytes: 2 }
     }
 }
 
