@@ -34,8 +34,11 @@ impl System {
     }
 }
 
+/// How many slots, and which blocks are there.
+type Pattern = (usize, fn(usize) -> bool);
+
 /// Which blocks are there: all, none, none of a slot's own, none from the second to the first, a chain.
-fn patterns() -> [(usize, fn(usize) -> bool); 6] {
+fn patterns() -> [Pattern; 6] {
     let all = |_: usize| true;
     [
         (1, all),

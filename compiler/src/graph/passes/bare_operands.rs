@@ -22,10 +22,7 @@ pub fn bare_operands(graph: &mut Graph) {
         node.op.for_each_operand(&mut |x| *x = new[x.index()]);
         bare.b.rule = node.rule;
         bare.b.span = node.span;
-        let made = match &node.op {
-            Op::Contract(x, y, over) => bare.contract([*x, *y], over),
-            _ => None,
-        };
+        let made = if let Op::Contract(x, y, over) = &node.op { bare.contract([*x, *y], over) } else { None };
         let id = made.unwrap_or_else(|| {
             // Not shared here: two carries may have the same name.
             bare.b.nodes.push(node);
@@ -44,10 +41,10 @@ pub fn bare_operands(graph: &mut Graph) {
 fn multiplied(graph: &Graph) -> Vec<bool> {
     let mut found = vec![false; graph.nodes.len()];
     for (at, node) in graph.nodes.iter().enumerate().rev() {
-        match &node.op {
-            Op::Contract(x, y, _) => [x, y].into_iter().for_each(|x| found[x.index()] = true),
-            Op::Rename(x, ..) if found[at] => found[x.index()] = true,
-            _ => {}
+        if let Op::Contract(x, y, _) = &node.op {
+            (found[x.index()], found[y.index()]) = (true, true);
+        } else if let (Op::Rename(x, ..), true) = (&node.op, found[at]) {
+            found[x.index()] = true;
         }
     }
     found
@@ -134,55 +131,44 @@ impl Bare {
 
     /// What is left of a value when its factors with fewer dimensions are taken off, and those.
     fn factors(&mut self, x: NodeId) -> (NodeId, Vec<NodeId>) {
-        let node = &self.b.nodes[x.index()];
-        match node.op {
-            Op::Binary(Binary::Mul, p, q) => {
-                let dims = node.dims.clone();
-                let narrower = |b: &Builder, x: NodeId| b.dims_of(x).len() < dims.len();
-                for (kept, factor) in [(p, q), (q, p)] {
-                    if self.b.dims_of(kept) == dims && narrower(&self.b, factor) {
-                        let (base, mut factors) = self.factors(kept);
-                        factors.push(factor);
-                        return (base, factors);
-                    }
-                }
-                (x, Vec::new())
+        let Node { op, dims, .. } = self.b.nodes[x.index()].clone();
+        if let Op::Binary(Binary::Mul, p, q) = op {
+            let of = |kept: NodeId, factor: NodeId| {
+                self.b.dims_of(kept) == dims && self.b.dims_of(factor).len() < dims.len()
+            };
+            if let Some((kept, factor)) = [(p, q), (q, p)].into_iter().find(|&(kept, factor)| of(kept, factor)) {
+                let (base, mut factors) = self.factors(kept);
+                factors.push(factor);
+                return (base, factors);
             }
-            Op::Unary(Unary::Neg, inner) => {
-                let (base, mut factors) = self.factors(inner);
-                factors.push(self.b.constant(-1.0));
-                (base, factors)
+        } else if let Op::Unary(Unary::Neg, inner) = op {
+            let (base, mut factors) = self.factors(inner);
+            factors.push(self.b.constant(-1.0));
+            return (base, factors);
+        } else if let Op::Rename(inner, from, to) = op {
+            let (base, factors) = self.factors(inner);
+            if !factors.is_empty() {
+                let factors = factors.into_iter().map(|factor| self.b.rename(factor, from, to)).collect();
+                return (self.b.rename(base, from, to), factors);
             }
-            Op::Rename(inner, from, to) => {
-                let (base, factors) = self.factors(inner);
-                match factors.is_empty() {
-                    true => (x, factors),
-                    false => {
-                        let factors = factors.into_iter().map(|factor| self.b.rename(factor, from, to)).collect();
-                        (self.b.rename(base, from, to), factors)
-                    }
-                }
-            }
-            _ => (x, Vec::new()),
         }
+        (x, Vec::new())
     }
 
     /// Whether a value is an operand as it is, or comes from outside.
     fn is_at_hand(&self, x: NodeId) -> bool {
-        let renamed = match self.b.nodes[x.index()].op {
-            Op::Rename(inner, ..) => self.is_at_hand(inner),
-            _ => false,
-        };
+        let op = &self.b.nodes[x.index()].op;
+        let renamed = if let Op::Rename(inner, ..) = op { self.is_at_hand(*inner) } else { false };
         renamed || self.is_given(x) || self.at_hand.get(x.index()).is_some_and(|&at_hand| at_hand)
     }
 
     /// Whether a value comes from outside, or is part of one that does, under whatever names, perhaps with void rows
     /// replaced.
     fn is_given(&self, x: NodeId) -> bool {
-        match &self.b.nodes[x.index()].op {
-            Op::Input { .. } => true,
-            Op::Guard(x, _) | Op::Rename(x, ..) | Op::Index(x, ..) | Op::Split(x, ..) => self.is_given(*x),
-            _ => false,
+        let op = &self.b.nodes[x.index()].op;
+        if let Op::Guard(x, _) | Op::Rename(x, ..) | Op::Index(x, ..) | Op::Split(x, ..) = op {
+            return self.is_given(*x);
         }
+        matches!(op, Op::Input { .. })
     }
 }

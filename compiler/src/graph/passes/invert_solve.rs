@@ -14,9 +14,9 @@ use crate::graph::ir::*;
 
 /// Inverts every system that has axes to share the inverse.
 pub fn invert_solve(graph: &mut Graph) {
-    rewrite_nodes(graph, |b, node| match &node.op {
-        Op::Solve(solve) if is_plain(b, node, solve) => Some(multiplied(b, solve)),
-        _ => None,
+    rewrite_nodes(graph, |b, node| {
+        let Op::Solve(solve) = &node.op else { return None };
+        is_plain(b, node, solve).then(|| multiplied(b, solve))
     });
 }
 
