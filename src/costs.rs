@@ -80,6 +80,10 @@ fn count(dims: &[Dim], nodes: &[Node], rows: f64, times: f64, costs: &mut Costs)
                 let across = size * elements(dims, &[solve.row]) * elements(dims, &[solve.slot]) / 2.0;
                 costs.matmul_flops += 2.0 * across * times;
             }
+            Op::Inverse(inverse) => {
+                costs.matmul_flops +=
+                    size * elements(dims, &[inverse.row]) * elements(dims, &[inverse.slot]) / 3.0 * times;
+            }
             Op::Scan(scan) => {
                 let Body { nodes, .. } = &scan.body;
                 count(dims, nodes, rows, times * rows, costs);

@@ -3,7 +3,7 @@
 //! Comes in: nothing. Goes out: tables of passes, for the runner in [`crate::pass`] and for whoever lists them.
 
 use crate::graph::ir::Graph;
-use crate::graph::passes::{cse, dce, fold, scale_late, slice_sums, sum_gates};
+use crate::graph::passes::{bare_operands, cse, dce, fold, invert_solve, scale_late, slice_sums, sum_gates};
 use crate::pass::Pass;
 
 /// Numbers are folded, neutral terms and inverse pairs go.
@@ -56,5 +56,21 @@ pub const SUM_BOUNDARIES: Pass<Graph> = Pass {
     run: sum_gates::sum_gates_but_segments,
 };
 
-/// What a graph of chunks goes through for the tensor cores of a GPU.
-pub const FOR_TENSOR_CORES: &[Pass<Graph>] = &[FOLD, CSE, DCE, SUM_BOUNDARIES, FOLD, CSE, DCE];
+/// Triangular systems as products with their inverse.
+pub const INVERT_SOLVE: Pass<Graph> = Pass {
+    name: "invert-solve",
+    about: "solve triangular systems by products with their inverse",
+    run: invert_solve::invert_solve,
+};
+
+/// Factors off the operands that are tensors without them.
+pub const BARE_OPERANDS: Pass<Graph> = Pass {
+    name: "bare-operands",
+    about: "take factors off operands of products that are tensors from outside, or shared, without them",
+    run: bare_operands::bare_operands,
+};
+
+/// What a graph of chunks goes through before it becomes products of whole tiles, simplified before and after. Solutions
+/// come first: what they are is multiplied too.
+pub const FOR_TENSOR_CORES: &[Pass<Graph>] =
+    &[FOLD, CSE, DCE, INVERT_SOLVE, FOLD, BARE_OPERANDS, FOLD, CSE, DCE, SUM_BOUNDARIES, FOLD, CSE, DCE];

@@ -1,11 +1,15 @@
 //! The graph: text, verifier, interpreter and passes, against graphs written by hand.
 
+#[path = "graph/bare_operands.rs"]
+mod bare_operands;
 #[path = "graph/closed_forms.rs"]
 mod closed_forms;
 #[path = "graph/derived.rs"]
 mod derived;
 #[path = "graph/gated.rs"]
 mod gated;
+#[path = "graph/inverse.rs"]
+mod inverse;
 #[path = "graph/passes.rs"]
 mod passes;
 #[path = "graph/random.rs"]

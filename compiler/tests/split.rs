@@ -21,7 +21,7 @@ use chunkwise_compiler::graph::split::price::Prices;
 use chunkwise_compiler::graph::split::{Stage, split_at, temporaries};
 use chunkwise_compiler::graph::text::{parse, print};
 use chunkwise_compiler::graph::verify::verify;
-use chunkwise_compiler::pass;
+use chunkwise_compiler::pass::{self, Pass};
 use chunkwise_compiler::pipeline::SIMPLIFY;
 use chunkwise_compiler::schedule::{Schedule, Stages};
 use chunkwise_compiler::tensor::Bundle;
@@ -36,8 +36,12 @@ fn prices() -> [Prices; 3] {
 }
 
 fn simplified(graph: &Graph) -> Graph {
+    prepared(graph, SIMPLIFY)
+}
+
+fn prepared(graph: &Graph, passes: &[Pass<Graph>]) -> Graph {
     let mut graph = graph.clone();
-    pass::run(&mut graph, SIMPLIFY, &mut pass::Options { verify: true, dump: None }).expect("a derived graph is right");
+    pass::run(&mut graph, passes, &mut pass::Options { verify: true, dump: None }).expect("a derived graph is right");
     graph
 }
 

@@ -6,9 +6,11 @@ use std::path::{Path, PathBuf};
 use chunkwise_compiler::artifact::{self, Parts};
 use chunkwise_compiler::compile;
 use chunkwise_compiler::graph::ir::Graph;
+use chunkwise_compiler::graph::split::{Handed, split};
 use chunkwise_compiler::lower::graph_to_tile;
 use chunkwise_compiler::lower::program_to_graph::program_to_graph;
 use chunkwise_compiler::reference;
+use chunkwise_compiler::schedule::Schedule;
 use chunkwise_compiler::tile::ir::Kernel;
 use chunkwise_compiler::{graph, pass, pipeline, tile};
 use chunkwise_dsl::instance::Instance;
@@ -70,6 +72,7 @@ Examples:
   chunkwise emit delta.cw --to reference > delta.py
   chunkwise emit delta.cw --to derived --form chunkwise --direction backward --size K=128,V=128
   chunkwise emit delta.cw --to derived > step.cwg; chunkwise emit step.cwg --to tile
+  chunkwise emit delta.cw --to derived --schedule \"prepare + pass + outputs\"
   chunkwise emit delta.cw --to asm --dump passes/        # every stage and pass as a file
   chunkwise emit delta.cw --to ptx --arch sm_90a --dtype bf16 --size K=128,V=128")]
 pub struct Arguments {
@@ -97,9 +100,10 @@ pub struct Arguments {
     /// [default there: sm_80]
     #[arg(long, value_enum, value_name = "FAMILY")]
     arch: Option<Arch>,
-    /// Which kernels a direction becomes, for ptx and sass of a program: as in \"prepare + pass, chunk 64\"
+    /// How work is laid out on a GPU: with `--to derived` the graph of each kernel of it, as in "prepare + pass, operands
+    /// bf16"; with ptx and sass its kernels
     #[arg(long, value_name = "SCHEDULE")]
-    schedule: Option<chunkwise_compiler::schedule::Schedule>,
+    schedule: Option<Schedule>,
     /// Also write every stage up to this one, pass by pass, into a folder
     #[arg(long, value_name = "DIR")]
     dump: Option<PathBuf>,
@@ -134,6 +138,9 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
             "asm is the assembly of this machine; for {} write --to ptx or --to sass",
             arch.name()
         )));
+    }
+    if let (true, Some(schedule)) = (arguments.to != Stage::Derived, arguments.schedule) {
+        return Err(Failure::Input(format!("--schedule \"{schedule}\" shows graphs; write --to derived")));
     }
     let mut dump = Dump::new(arguments.dump.as_deref())?;
     let text = match arguments.file.extension().and_then(|extension| extension.to_str()) {
@@ -248,9 +255,16 @@ fn from_graph(arguments: &Arguments, mut graph: Graph, dump: &mut Dump) -> Resul
     };
     let mut options = pass::Options { verify: true, dump: Some(&mut keep) };
     let for_cpu = arguments.to > Stage::Derived && arguments.gpu().is_none();
-    let passes = if for_cpu { pipeline::FOR_CPU } else { pipeline::SIMPLIFY };
+    let passes = match (for_cpu, arguments.schedule) {
+        (true, _) => pipeline::FOR_CPU,
+        (false, Some(_)) => pipeline::FOR_TENSOR_CORES,
+        (false, None) => pipeline::SIMPLIFY,
+    };
     pass::run(&mut graph, passes, &mut options)?;
     written?;
+    if let Some(schedule) = &arguments.schedule {
+        return stages(&graph, schedule, dump);
+    }
     if arguments.to <= Stage::Derived {
         return Ok(graph::text::print(&graph));
     }
@@ -262,6 +276,23 @@ fn from_graph(arguments: &Arguments, mut graph: Graph, dump: &mut Dump) -> Resul
         None => graph_to_tile::Options { dtype_tokens, ..graph_to_tile::Options::default() },
     };
     from_tile(arguments, graph_to_tile::lower(&graph, &options)?, dump)
+}
+
+/// The graph of each kernel of a schedule, under what it reads and writes of what they hand on.
+fn stages(graph: &Graph, schedule: &Schedule, dump: &mut Dump) -> Result<String, Failure> {
+    let mut texts = Vec::new();
+    for stage in split(graph, schedule)? {
+        let text = graph::text::print(&stage.graph);
+        dump.file(&format!("{}.cwg", stage.name), &text)?;
+        let line = |(word, handed): (&str, &Handed)| {
+            let (axes, bytes) = (handed.axes.join(", "), handed.bytes_per_token());
+            format!("; {word} {} [{axes}] {}, {bytes} bytes a token\n", handed.name, handed.dtype.name())
+        };
+        let reads = stage.reads.iter().map(|handed| ("reads", handed));
+        let handed: String = reads.chain(stage.writes.iter().map(|handed| ("writes", handed))).map(line).collect();
+        texts.push(format!("{handed}{text}"));
+    }
+    Ok(texts.join("\n"))
 }
 
 fn from_tile(arguments: &Arguments, kernel: Kernel, dump: &mut Dump) -> Result<String, Failure> {

@@ -47,6 +47,22 @@ fn fmt_lays_out_in_place_and_then_finds_nothing_to_do() {
 }
 
 #[test]
+fn each_kernel_of_a_schedule_has_its_graph() {
+    let file = example("gated_delta_rule");
+    let more = ["--to", "derived", "--size", "K=128,V=128", "--chunk", "64", "--schedule"];
+    let emit = |schedule: &str| chunkwise(&[["emit", &file].as_slice(), &more, &[schedule]].concat()).well().out;
+    let text = emit("prepare + pass + outputs, operands bf16");
+    let graphs: Vec<&str> = text.lines().filter(|line| line.starts_with("graph ")).collect();
+    let expected =
+        ["prepare", "pass", "outputs"].map(|name| format!("graph gated_delta_rule.chunkwise.forward.{name} {{"));
+    assert_eq!(graphs, expected);
+    assert!(text.contains("[t, s] bf16, 128 bytes a token"), "{text}");
+    assert_eq!(emit("fused").matches("graph ").count(), 1);
+    chunkwise(&["emit", &file, "--to", "tile", "--schedule", "fused"]).refused(&["write --to derived"]);
+    chunkwise(&["emit", &file, "--to", "derived", "--schedule", "one"]).refused(&["names no kernels"]);
+}
+
+#[test]
 fn every_level_is_read_back_and_goes_on_the_same() {
     let folder = Folder::new();
     for direction in ["forward", "backward"] {

@@ -590,6 +590,7 @@ pub fn copy_op(
         | Op::BoundaryGrad { .. }
         | Op::Gated { .. }
         | Op::Solve(_)
+        | Op::Inverse(_)
         | Op::Scan(_)
         | Op::ScanResult(..) => {
             return Err(CompileError::Bug {

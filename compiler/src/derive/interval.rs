@@ -45,6 +45,7 @@ pub fn intervals(graph: &Graph, program: &Program) -> Vec<Interval> {
             | Op::BoundaryGrad { .. }
             | Op::Gated { .. }
             | Op::Solve(_)
+            | Op::Inverse(_)
             | Op::Scan(_)
             | Op::ScanResult(..) => ANY,
         };

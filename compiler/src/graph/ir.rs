@@ -332,6 +332,10 @@ pub enum Op {
     /// Y_i\[s\] = rhs_i\[s\] + Σ_j Σ_t l\[j·n + i\]\[t, s\] · segment(s, t) ⊙ scale_j\[t\] ⊙ Y_j\[t\].
     /// Strictly lower but for entries of one token, where i < j.
     Solve(Solve),
+    /// `[slot, from, row, col]`: the inverse of the system of an [`Op::Solve`] without decay and factors. With
+    /// right-hand sides R the solution is X_j\[t\] = Σ_i Σ_s inverse\[j, i, t, s\] · R_i\[s\], the transposed one
+    /// Y_i\[s\] = Σ_j Σ_t inverse\[j, i, t, s\] · R_j\[t\].
+    Inverse(Inverse),
     /// A loop over the real rows of the step (`reverse`: from the last to the first). Results are
     /// [`Op::ScanResult`]s: the carries' last values, then the per-step results stacked along the row dimension.
     /// Void rows of a stacked result repeat the last real row (`reverse`: are zero).
@@ -363,6 +367,21 @@ pub struct Solve {
     /// Row dimension.
     pub row: DimId,
     /// Column dimension of the blocks.
+    pub col: DimId,
+}
+
+/// See [`Op::Inverse`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct Inverse {
+    /// n·n blocks `[row, col]`, row-major; absent is zero. As in [`Solve::lower`].
+    pub lower: Vec<Option<NodeId>>,
+    /// Slot dimension of the solution.
+    pub slot: DimId,
+    /// Slot dimension of the right-hand sides; as large.
+    pub from: DimId,
+    /// Row dimension.
+    pub row: DimId,
+    /// Column dimension, also of the blocks.
     pub col: DimId,
 }
 
@@ -524,6 +543,7 @@ impl Op {
                 solve.scale.iter_mut().flatten().for_each(&mut *visit);
                 gates(&mut solve.gates, visit);
             }
+            Op::Inverse(inverse) => inverse.lower.iter_mut().flatten().for_each(visit),
             Op::Scan(scan) => {
                 let Scan { sequences, invariants, carries, .. } = &mut **scan;
                 sequences.iter_mut().chain(invariants).chain(carries).for_each(visit);
@@ -554,6 +574,7 @@ impl Op {
             Op::Boundary { row, .. } | Op::BoundaryGrad { row, .. } => vec![*row],
             Op::Gated { row, col, axes, .. } => [&[*row, *col], axes.as_slice()].concat(),
             Op::Solve(solve) => vec![solve.slot, solve.row, solve.col],
+            Op::Inverse(inverse) => vec![inverse.slot, inverse.from, inverse.row, inverse.col],
             Op::Scan(scan) => vec![scan.row],
         }
     }

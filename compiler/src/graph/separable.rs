@@ -52,6 +52,7 @@ fn positions_apart(nodes: &[Node], dim: DimId) -> bool {
             | Op::Boundary { .. }
             | Op::BoundaryGrad { .. }
             | Op::Solve(_)
+            | Op::Inverse(_)
             | Op::ScanResult(..) => !node.op.named_dims().contains(&dim) && kept(),
         }
     })

@@ -3,7 +3,7 @@
 //! Comes in: an operation and the nodes before it. Goes out: its dimensions in canonical order, or what is wrong with
 //! its operands. Never looks into a scan's body: that is the verifier's.
 
-use super::ir::{DimId, DimKind, Gates, Graph, InputKind, Node, NodeId, Op, Scan, Side, Solve};
+use super::ir::{DimId, DimKind, Gates, Graph, InputKind, Inverse, Node, NodeId, Op, Scan, Side, Solve};
 
 /// The set of dimensions in canonical order.
 pub fn canonical(graph: &Graph, dims: impl IntoIterator<Item = DimId>) -> Vec<DimId> {
@@ -172,6 +172,7 @@ impl Scope<'_> {
             }
             Op::Gated { .. } => self.gated(op),
             Op::Solve(solve) => self.solve(solve),
+            Op::Inverse(inverse) => self.inverse(inverse),
             Op::Scan(scan) => self.scan(scan),
             Op::ScanResult(x, number) => match &self.nodes[x.index()].op {
                 Op::Scan(scan) => self.scan_result(scan, *number),
@@ -334,6 +335,24 @@ impl Scope<'_> {
         let events = gates.events.iter().map(|gate| gate.value);
         let all = self.union(rhs.iter().copied().chain(blocks).chain(events), &[*slot, *row]);
         Ok(all.into_iter().filter(|dim| dim != col).collect())
+    }
+
+    fn inverse(&self, inverse: &Inverse) -> Shape {
+        let Inverse { lower, slot, from, row, col } = inverse;
+        self.same_size(*slot, *from)?;
+        self.same_size(*row, *col)?;
+        if slot == from || row == col {
+            return Err("the inverse of a system has two slot dimensions, a row and a column".into());
+        }
+        let n = self.graph.dim(*slot).size;
+        if lower.len() != n * n {
+            return Err(format!("{} blocks, {} has {n} positions", lower.len(), self.name(*slot)));
+        }
+        for &block in lower.iter().flatten() {
+            [*row, *col].into_iter().try_for_each(|dim| self.needs(block, dim))?;
+            [*slot, *from].into_iter().try_for_each(|dim| self.lacks(block, dim))?;
+        }
+        Ok(self.union(lower.iter().flatten().copied(), &[*slot, *from, *row, *col]))
     }
 
     /// A scan itself has no dimensions: its results have.

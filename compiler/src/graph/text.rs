@@ -31,6 +31,7 @@
 //!   | "gated" ("weight" | "rows" | "cols" | "gate" integer)
 //!       ("weight" "=" %n)? ("rows" "=" %n)? ("cols" "=" %n)? dim dim ("over" dims)? gates
 //!   | "solve" "transposed"? dim dim dim "lower" nodes "rhs" nodes "scale" nodes "reads" clocks "writes" clocks gates
+//!   | "inverse" dim dim dim dim "lower" nodes
 //!   | "scan" "reverse"? dim "sequences" nodes "invariants" nodes "carries" nodes
 //!       "{" node* "inputs" nodes "outputs" nodes "}"
 //!   | "result" %n integer
@@ -336,6 +337,10 @@ impl Printer<'_> {
                 format!("{text} {}{} {}", pair(row, col), self.over(axes), self.gates(gates))
             }
             Op::Solve(solve) => self.solve(solve),
+            Op::Inverse(Inverse { lower, slot, from, row, col }) => {
+                let slots = pair(slot, from);
+                format!("inverse {slots} {} lower {}", pair(row, col), optional_ids(lower))
+            }
             Op::Scan(_) => unreachable!("a scan takes more than a line"),
             Op::ScanResult(x, number) => format!("result %{} {number}", x.0),
         }

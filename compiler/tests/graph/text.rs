@@ -8,6 +8,7 @@ use chunkwise_compiler::graph::text::{parse, print};
 pub const EVERYTHING: &str = "\
 graph everything.chunkwise.backward {
   dim j : slot 2
+  dim from : slot 2
   dim b : block 2
   dim c : block_col 2
   dim t : row 4
@@ -60,6 +61,7 @@ gates (log %2) from 0 to 0 : [j, t, V]
   } : []
   %33 = result %32 0 : [K, V]
   %34 = result %32 1 : [t, K, V]
+  %35 = inverse j from t s lower (_, %24, _, %25) : [j, from, t, s]
   carry dS = %4 -> %33 init=grad_final.S final=grad_init.S layout [V, K]
   output grad.q = %30
   output grad.k = %34

@@ -131,6 +131,15 @@ fn a_solve_has_its_parts() {
 }
 
 #[test]
+fn an_inverse_has_its_blocks() {
+    refused("(_, %24, _, %25)", "(_, %24, _)", "%35 = inverse", "3 blocks, j has 2 positions");
+    refused("(_, %24, _, %25)", "(_, %12, _, %25)", "%35 = inverse", "%12 lacks dimension s");
+    refused("inverse j from t s", "inverse j j t s", "%35 = inverse", "two slot dimensions");
+    refused("inverse j from t s", "inverse j K t s", "%35 = inverse", "j has 2 positions, K has 3");
+    refused("inverse j from t s", "inverse j from i s", "%35 = inverse", "i has 2 positions, s has 4");
+}
+
+#[test]
 fn a_body_is_closed() {
     refused("sequences (%0)", "sequences (%3)", "} : []", "%3 lacks dimension t");
     refused("invariants (%3)", "invariants (%0)", "} : []", "%0 has dimension t");

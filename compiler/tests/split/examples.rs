@@ -6,8 +6,8 @@ use chunkwise_compiler::compile::{Request, derive};
 use chunkwise_compiler::derive::form::{Form, Inside};
 use chunkwise_compiler::graph::interp::Extent;
 use chunkwise_compiler::graph::ir::Graph;
-use chunkwise_compiler::pass;
-use chunkwise_compiler::pipeline::SUM_GATES;
+use chunkwise_compiler::pass::{self, Pass};
+use chunkwise_compiler::pipeline::{FOR_TENSOR_CORES, SUM_GATES};
 use chunkwise_compiler::reference;
 use chunkwise_compiler::tensor::Bundle;
 use chunkwise_dsl::instance::Instance;
@@ -29,17 +29,31 @@ pub fn examples() -> Vec<(String, Program)> {
     found
 }
 
-/// How decays stand in the graphs that are split.
+/// What the graphs went through before they are split.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Decays {
-    /// As they are derived.
+pub enum Prepared {
+    /// Nothing.
     AsDerived,
-    /// As products, as they are for a GPU.
+    /// Decays as products.
     AsProducts,
+    /// As for products of whole tiles.
+    ForTensorCores,
+}
+
+impl Prepared {
+    pub const ALL: [Prepared; 3] = [Prepared::AsDerived, Prepared::AsProducts, Prepared::ForTensorCores];
+
+    fn passes(self) -> &'static [Pass<Graph>] {
+        match self {
+            Prepared::AsDerived => &[],
+            Prepared::AsProducts => &[SUM_GATES],
+            Prepared::ForTensorCores => FOR_TENSOR_CORES,
+        }
+    }
 }
 
 /// Runs forward, saving forward and backward in stages; everything against the whole graphs and the reference.
-pub fn check(program: &Program, case: &Case, chunk: usize, decays: Decays) -> Result<bool, String> {
+pub fn check(program: &Program, case: &Case, chunk: usize, prepared: Prepared) -> Result<bool, String> {
     let instance = Instance::new(program, &case.sizes, &BTreeMap::new()).map_err(|errors| format!("{errors:?}"))?;
     let request = Request {
         form: Form::Chunkwise,
@@ -56,11 +70,9 @@ pub fn check(program: &Program, case: &Case, chunk: usize, decays: Decays) -> Re
     }
     let extent = Extent { batch: case.batch, length: case.tokens, heads: case.heads, offsets: None };
     let mut graphs = graphs(&derived);
-    if decays == Decays::AsProducts {
-        for graph in &mut graphs {
-            let mut options = pass::Options { verify: true, dump: None };
-            pass::run(graph, &[SUM_GATES], &mut options).map_err(|error| error.to_string())?;
-        }
+    for graph in &mut graphs {
+        let mut options = pass::Options { verify: true, dump: None };
+        pass::run(graph, prepared.passes(), &mut options).map_err(|error| error.to_string())?;
     }
     let found = run_all(&graphs, &given, &extent)?;
     for (name, expected) in &expected {
@@ -104,9 +116,9 @@ fn stages_of_every_example() {
         case.sizes = program.axes.iter().enumerate().map(|(at, axis)| (axis.name.clone(), 2 + at)).collect();
         for (chunk, tokens) in [(5, 17), (20, 45), (32, 64), (16, 1), (16, 0)] {
             case.tokens = tokens;
-            for decays in [Decays::AsDerived, Decays::AsProducts] {
-                let ran = check(program, &case, chunk, decays)
-                    .unwrap_or_else(|error| panic!("{name}, chunk {chunk}, T {tokens}, {decays:?}: {error}"));
+            for prepared in Prepared::ALL {
+                let ran = check(program, &case, chunk, prepared)
+                    .unwrap_or_else(|error| panic!("{name}, chunk {chunk}, T {tokens}, {prepared:?}: {error}"));
                 assert!(ran, "{name} has a chunk form and tame numbers");
             }
         }

@@ -1,6 +1,6 @@
 //! Random programs in stages.
 
-use super::examples::{Decays, check};
+use super::examples::{Prepared, check};
 use crate::draw::Case;
 use chunkwise_compiler::generate::Sketch;
 
@@ -15,10 +15,10 @@ fn stages_of_random_programs() {
         case.tokens = case.tokens.min(24);
         case.batch = 1;
         let chunk = case.chunks[seed as usize % 2].min(32);
-        let decays = [Decays::AsDerived, Decays::AsProducts][seed as usize / 2 % 2];
-        match check(&program, &case, chunk, decays) {
+        let prepared = Prepared::ALL[seed as usize / 2 % 3];
+        match check(&program, &case, chunk, prepared) {
             Ok(done) => ran += usize::from(done),
-            Err(error) => panic!("seed {seed}, chunk {chunk}, {decays:?}: {error}\n{case:?}\n{source}"),
+            Err(error) => panic!("seed {seed}, chunk {chunk}, {prepared:?}: {error}\n{case:?}\n{source}"),
         }
     }
     assert!(ran >= 80, "only {ran} of 100 programs have a chunk form and tame numbers");

@@ -1,22 +1,25 @@
 //! What the stages look like: who has carries, what is handed on and how large it is.
 
-use super::{graphs, prices, simplified, stages_of};
+use super::{graphs, prepared, prices, simplified, stages_of};
 use crate::examples::examples;
 use chunkwise_abi::{Access, DType, Role};
 use chunkwise_compiler::compile::{Request, derive};
 use chunkwise_compiler::derive::form::{Form, Inside};
-use chunkwise_compiler::graph::build::Builder;
-use chunkwise_compiler::graph::ir::{DimKind, Graph, NodeId, Op, Solve};
+use chunkwise_compiler::graph::ir::{Graph, Op};
 use chunkwise_compiler::graph::split::price::Prices;
 use chunkwise_compiler::graph::split::{Handed, Stage, split, temporaries};
 use chunkwise_compiler::graph::text::parse;
+use chunkwise_compiler::pipeline::FOR_TENSOR_CORES;
 use chunkwise_compiler::schedule::{Schedule, Stages};
 use chunkwise_dsl::instance::Instance;
 use std::collections::BTreeMap;
 
 fn of(name: &str) -> Vec<Graph> {
     let (_, program) = examples().into_iter().find(|(example, _)| example == name).expect("an example");
-    let sizes: BTreeMap<String, usize> = program.axes.iter().map(|axis| (axis.name.clone(), 128)).collect();
+    // R counts edits of a token.
+    let size = |axis: &str| if axis == "R" { 2 } else { 128 };
+    let sizes: BTreeMap<String, usize> =
+        program.axes.iter().map(|axis| (axis.name.clone(), size(&axis.name))).collect();
     let instance = Instance::new(&program, &sizes, &BTreeMap::new()).expect("sizes fit");
     let request =
         Request { form: Form::Chunkwise, chunk: Some(64), max_length: 64, backward: true, inside: Inside::default() };
@@ -27,8 +30,8 @@ fn names(stages: &[Stage]) -> Vec<&'static str> {
     stages.iter().map(|stage| stage.name).collect()
 }
 
-fn has_solve(stage: &Stage) -> bool {
-    stage.graph.nodes.iter().any(|node| matches!(node.op, Op::Solve(_)))
+fn has_inverse(stage: &Stage) -> bool {
+    stage.graph.nodes.iter().any(|node| matches!(node.op, Op::Inverse(_)))
 }
 
 #[test]
@@ -91,8 +94,12 @@ fn what_is_only_multiplied_has_the_type_of_operands() {
         writes
     };
     let [forward, saving, backward] = <[Graph; 3]>::try_from(of("gated_delta_rule")).unwrap();
-    // Read by q S and by A X.
-    assert_eq!(types(&forward).into_values().collect::<Vec<_>>(), [DType::BF16, DType::BF16]);
+    // Read by q S and by A X. A decay is multiplied by element by element.
+    for (name, dtype) in types(&forward) {
+        let decay = name.starts_with("handed.decay");
+        assert_eq!(dtype, if decay { DType::F32 } else { DType::BF16 }, "{name}");
+    }
+    assert!(types(&forward).len() >= 2);
     assert_eq!(types(&saving)["saved.S"], DType::F32);
     // The gradient of the gates sums dS ⊙ S, element by element.
     assert_eq!(types(&backward)["handed.adj.S"], DType::F32);
@@ -174,49 +181,64 @@ fn what_has_no_carries_stays_whole() {
     }
 }
 
-/// The graph with every solve of one slot and without decay as a product with the inverse, which needs no state.
-fn with_inverses(graph: &Graph) -> Graph {
-    let mut b = Builder::with_dims(graph.dims.clone());
-    let u = b.dim("u", DimKind::Col, graph.rows());
-    let mut new: Vec<NodeId> = Vec::new();
-    for node in &graph.nodes {
-        let mut op = node.op.clone();
-        op.for_each_operand(&mut |x| *x = new[x.index()]);
-        let id = match &op {
-            Op::Solve(solve) if solve.rhs.len() == 1 && solve.gates.events.is_empty() && solve.scale[0].is_none() => {
-                let (t, one) = (solve.row, b.constant(1.0));
-                let ones = b.diagonal(one, t, u);
-                let inverse = Op::Solve(Solve { rhs: vec![ones], transposed: false, ..solve.clone() });
-                let inverse = b.add(inverse, vec![solve.slot, t, u]);
-                let inverse = b.index(inverse, solve.slot, 0);
-                let x = if solve.transposed {
-                    let x = b.contract(inverse, solve.rhs[0], &[t]);
-                    b.rename(x, u, t)
-                } else {
-                    let rhs = b.rename(solve.rhs[0], t, u);
-                    b.contract(inverse, rhs, &[u])
-                };
-                b.stack(vec![Some(x)], solve.slot)
-            }
-            _ => b.add(op, node.dims.clone()),
-        };
-        new.push(id);
+/// Products of a stage that know a carry, and all of them: what is summed, on tensor cores or not.
+fn products(stage: &Stage) -> (usize, usize) {
+    let graph = &stage.graph;
+    let mut carried: Vec<bool> = Vec::new();
+    let mut count = (0, 0);
+    for (at, node) in graph.nodes.iter().enumerate() {
+        let input = graph.carries.iter().any(|carry| carry.input.index() == at);
+        carried.push(input || node.op.operands().iter().any(|x| carried[x.index()]));
+        if matches!(node.op, Op::Contract(..)) {
+            count.0 += usize::from(carried[at]);
+            count.1 += 1;
+        }
     }
-    let mut graph = Graph { dims: b.dims, nodes: b.nodes, ..graph.clone() };
-    for (_, node) in graph.outputs.iter_mut().chain(&mut graph.saves) {
-        *node = new[node.index()];
+    count
+}
+
+#[test]
+fn the_pass_computes_the_state_and_little_else() {
+    // Products of the pass that know the state, all of them, and bytes a token that are handed to it: forward, backward.
+    let expected = [
+        ("delta_rule", [(3, 3, 128.0), (3, 5, 256.0)]),
+        ("gated_delta_rule", [(3, 3, 144.0), (3, 5, 272.0)]),
+        ("kda", [(3, 3, 648.0), (3, 5, 1032.0)]),
+        ("gated_delta_product", [(8, 8, 528.0), (8, 11, 784.0)]),
+    ];
+    for (name, directions) in expected {
+        let [forward, _, backward] = <[Graph; 3]>::try_from(of(name)).unwrap();
+        for (graph, (know, all, most)) in [forward, backward].iter().zip(directions) {
+            let graph = prepared(graph, FOR_TENSOR_CORES);
+            let schedule: Schedule = "prepare + pass + outputs, states bf16, operands bf16".parse().unwrap();
+            let stages = split(&graph, &schedule).unwrap();
+            assert_eq!(names(&stages), ["prepare", "pass", "outputs"], "{}", graph.name);
+            let [prepare, pass, _] = &stages[..] else { unreachable!("just compared") };
+            assert!(has_inverse(prepare), "{}", graph.name);
+            assert_eq!(products(pass), (know, all), "{}", pass.graph.name);
+            let bytes: f64 = pass.reads.iter().map(Handed::bytes_per_token).sum();
+            assert!(bytes <= most, "{}: {bytes} bytes a token", pass.graph.name);
+            // What is solved for is not computed from the inverse a second time.
+            assert!(stages.iter().skip(1).all(|stage| !has_inverse(stage)));
+        }
     }
-    for carry in &mut graph.carries {
-        (carry.input, carry.output) = (new[carry.input.index()], new[carry.output.index()]);
-    }
-    simplified(&graph)
+}
+
+#[test]
+fn a_result_that_knows_no_state_is_prepared() {
+    let [_, _, backward] = <[Graph; 3]>::try_from(of("gated_delta_rule")).unwrap();
+    let parts = stages_of(&backward, Stages::PreparePass, &Prices::default()).unwrap();
+    let outputs = |stage: &Stage| stage.graph.outputs.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
+    // Queries only read states, which the forward saved.
+    assert_eq!(outputs(&parts[0]), ["grad.q"]);
+    assert_eq!(outputs(&parts[1]), ["grad.k", "grad.v", "grad.g", "grad.beta"]);
 }
 
 #[test]
 fn what_has_no_state_is_prepared() {
     for name in ["delta_rule", "gated_delta_rule", "kda"] {
         for graph in of(name) {
-            let graph = with_inverses(&graph);
+            let graph = prepared(&graph, FOR_TENSOR_CORES);
             for stages in [Stages::PreparePass, Stages::PreparePassOutputs] {
                 let parts = stages_of(&graph, stages, &Prices::default()).unwrap();
                 assert_eq!(parts[0].name, "prepare", "{}", graph.name);
@@ -225,7 +247,7 @@ fn what_has_no_state_is_prepared() {
                     for handed in &part.writes {
                         println!("    {} [{}], {}", handed.name, handed.axes.join(", "), handed.bytes_per_token());
                     }
-                    assert_eq!(has_solve(part), part.name == "prepare", "{stages}: {}", part.graph.name);
+                    assert_eq!(has_inverse(part), part.name == "prepare", "{stages}: {}", part.graph.name);
                 }
             }
         }

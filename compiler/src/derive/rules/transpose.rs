@@ -242,6 +242,7 @@ impl Transposer<'_> {
                     self.adjoints.entry(scan).or_default().results.entry(n).or_default().push(y_adj);
                 }
             }
+            Op::Inverse(_) => return self.no_second_derivative("the inverse of a system"),
             Op::SegmentGrad { .. } | Op::BoundaryGrad { .. } => return self.no_second_derivative("a gate's gradient"),
             Op::Scan(_) => unreachable!("scans are taken before"),
         }

@@ -7,7 +7,7 @@
 //! token t is the gap before place t·E + d, so every segment is the product of the places between two gaps.
 
 use super::plan::{offsets, stride, without};
-use crate::graph::ir::{DimId, Gate, GateKind, GatedPart, Gates, Graph, Node, NodeId, Side, Solve};
+use crate::graph::ir::{DimId, Gate, GateKind, GatedPart, Gates, Graph, Inverse, Node, NodeId, Side, Solve};
 use crate::graph::shape::canonical;
 
 /// Where the elements of a value stand: by line its first, then from row to row and from column to column.
@@ -421,5 +421,71 @@ impl SolvePlan {
 
     fn place(&self, line: usize, slot: usize, row: usize) -> usize {
         self.out.at(line, row, 0) + slot * self.slot
+    }
+}
+
+/// The inverse of a triangular system.
+pub struct InversePlan {
+    n: usize,
+    rows: usize,
+    lines: usize,
+    /// Elements from slot to slot of the result, of the solution and of the right-hand side.
+    slot: usize,
+    from: usize,
+    out: Strided,
+    lower: Vec<Option<Operand>>,
+}
+
+impl InversePlan {
+    /// Works out every index.
+    pub fn new(graph: &Graph, nodes: &[Node], inverse: &Inverse, dims: &[DimId]) -> InversePlan {
+        let Inverse { lower, slot, from, row, col } = inverse;
+        let lines = without(dims, &[*slot, *from, *row, *col]);
+        let block = |&x: &NodeId| Operand {
+            node: x,
+            strided: Strided::new(graph, &lines, &nodes[x.index()].dims, *row, Some(*col)),
+        };
+        InversePlan {
+            n: graph.dim(*slot).size,
+            rows: graph.dim(*row).size,
+            lines: graph.sizes(&lines).iter().product(),
+            slot: stride(graph, dims, *slot),
+            from: stride(graph, dims, *from),
+            out: Strided::new(graph, &lines, dims, *row, Some(*col)),
+            lower: lower.iter().map(|x| x.as_ref().map(block)).collect(),
+        }
+    }
+
+    /// Solves for every column of the identity.
+    pub fn evaluate(&self, out: &mut [f64], values: &[Vec<f64>]) {
+        out.fill(0.0);
+        for line in 0..self.lines {
+            for from in 0..self.n {
+                for col in 0..self.rows {
+                    out[self.place(line, (from, from), (col, col))] = 1.0;
+                    self.solve(out, values, line, from, col);
+                }
+            }
+        }
+    }
+
+    /// Every unknown of a column, in order, is added to all that come after it.
+    fn solve(&self, out: &mut [f64], values: &[Vec<f64>], line: usize, from: usize, col: usize) {
+        for s in col..self.rows {
+            for i in 0..self.n {
+                let known = out[self.place(line, (i, from), (s, col))];
+                for j in 0..self.n {
+                    let Some(block) = &self.lower[j * self.n + i] else { continue };
+                    for t in if i < j { s } else { s + 1 }..self.rows {
+                        let coefficient = block.get(values, line, t, s);
+                        out[self.place(line, (j, from), (t, col))] += coefficient * known;
+                    }
+                }
+            }
+        }
+    }
+
+    fn place(&self, line: usize, (slot, from): (usize, usize), (row, col): (usize, usize)) -> usize {
+        self.out.at(line, row, col) + slot * self.slot + from * self.from
     }
 }

@@ -3,7 +3,7 @@
 //! Comes in: the nodes of a graph or of a scan's body. Goes out: a plan, and a frame of values it is evaluated in, node
 //! by node in order. Never looks at tensors; inputs are filled in before.
 
-use super::gated::{GatedPlan, Lines, SolvePlan, Task};
+use super::gated::{GatedPlan, InversePlan, Lines, SolvePlan, Task};
 use crate::graph::ir::{Binary, Compare, DimId, Gates, Graph, Node, NodeId, Op, Scan, Unary};
 use crate::graph::scalar::compare;
 use crate::graph::shape::canonical;
@@ -78,6 +78,7 @@ enum Work {
     Guard(NodeId, Vec<usize>, f64),
     Gated(Box<GatedPlan>),
     Solve(Box<SolvePlan>),
+    Inverse(Box<InversePlan>),
     Scan(Box<ScanPlan>),
     /// A scan, the first element of the result in its value.
     ScanResult(NodeId, usize),
@@ -228,6 +229,7 @@ fn evaluate(work: &Work, out: &mut [f64], values: &[Vec<f64>], body: Option<&mut
         }
         Work::Gated(plan) => plan.evaluate(out, values),
         Work::Solve(plan) => plan.evaluate(out, values),
+        Work::Inverse(plan) => plan.evaluate(out, values),
         Work::Scan(scan) => scan.evaluate(out, values, body.expect("a frame has a body for every scan"), real),
         Work::ScanResult(scan, start) => out.copy_from_slice(&value(*scan)[*start..*start + out.len()]),
     }
@@ -409,6 +411,7 @@ impl Planner<'_> {
                 gated(&lines, gates, Task::Trilinear { part: *part, weight, rows, cols })
             }
             Op::Solve(solve) => Work::Solve(Box::new(SolvePlan::new(graph, self.nodes, solve, dims))),
+            Op::Inverse(inverse) => Work::Inverse(Box::new(InversePlan::new(graph, self.nodes, inverse, dims))),
             Op::Scan(scan) => Work::Scan(Box::new(self.scan(scan))),
             Op::ScanResult(scan, number) => Work::ScanResult(*scan, self.scan_results(*scan)[*number].0),
         }

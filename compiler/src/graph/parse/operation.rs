@@ -93,6 +93,11 @@ impl Parser {
             }
             "gated" => self.gated(),
             "solve" => self.solve(),
+            "inverse" => {
+                let (slot, from, row, col) = (self.dim()?, self.dim()?, self.dim()?, self.dim()?);
+                self.expect_word("lower")?;
+                Ok(Op::Inverse(Inverse { lower: self.optional_nodes()?, slot, from, row, col }))
+            }
             "scan" => self.scan(depth),
             "result" => Ok(Op::ScanResult(self.node_id()?, self.integer()?)),
             _ => {

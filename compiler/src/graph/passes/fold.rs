@@ -161,6 +161,7 @@ impl Folder<'_> {
             | Op::BoundaryGrad { .. }
             | Op::Gated { .. }
             | Op::Solve(_)
+            | Op::Inverse(_)
             | Op::Scan(_)
             | Op::ScanResult(..) => None,
         }

@@ -3,9 +3,11 @@
 //! Comes in: a graph that verifies. Goes out: one that does, with the same results. Each pass does one thing; their
 //! order stands in [`crate::pipeline`].
 
+pub mod bare_operands;
 pub mod cse;
 pub mod dce;
 pub mod fold;
+pub mod invert_solve;
 pub mod scale_late;
 pub mod slice_sums;
 pub mod sum_gates;

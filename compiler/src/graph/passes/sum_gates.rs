@@ -85,6 +85,7 @@ impl Sums<'_> {
             | Op::Segment { .. }
             | Op::Gated { .. }
             | Op::Solve(_)
+            | Op::Inverse(_)
             | Op::Scan(_)
             | Op::ScanResult(..) => return None,
         };

@@ -43,16 +43,21 @@ impl Handed {
     }
 }
 
-/// By node: whether nothing is done with it but to multiply it on the tensor cores, also when it was moved about, negated
-/// or had its void rows set to zero before: rounding comes out the same before and after that.
-pub fn only_multiplied(graph: &Graph) -> Vec<bool> {
+/// By node: whether, on the way to these results, nothing is done with it but to multiply it on the tensor cores, also
+/// when it was moved about, negated or had its void rows set to zero before: rounding comes out the same before and after
+/// that.
+pub fn only_multiplied(graph: &Graph, results: &[NodeId]) -> Vec<bool> {
     let mut only = vec![true; graph.nodes.len()];
-    let results = graph.outputs.iter().chain(&graph.saves).map(|(_, node)| *node);
-    for result in results.chain(graph.carries.iter().map(|carry| carry.output)) {
-        only[result.index()] = false;
+    let mut needed = vec![false; graph.nodes.len()];
+    for result in results {
+        (only[result.index()], needed[result.index()]) = (false, true);
     }
     // Users come later.
     for (at, node) in graph.nodes.iter().enumerate().rev() {
+        if !needed[at] {
+            continue;
+        }
+        node.op.operands().iter().for_each(|x| needed[x.index()] = true);
         let kept = match moved(&node.op) {
             Some(_) => only[at],
             None => rounds_operands(graph, node),
@@ -93,6 +98,7 @@ fn moved(op: &Op) -> Option<NodeId> {
         | Op::BoundaryGrad { .. }
         | Op::Gated { .. }
         | Op::Solve(_)
+        | Op::Inverse(_)
         | Op::Scan(_)
         | Op::ScanResult(..) => None,
     }
@@ -138,6 +144,7 @@ pub fn may_be_handed(op: &Op) -> bool {
         | Op::BoundaryGrad { .. }
         | Op::Gated { .. }
         | Op::Solve(_)
+        | Op::Inverse(_)
         | Op::ScanResult(..) => true,
     }
 }
@@ -148,6 +155,7 @@ pub fn word(op: &Op) -> &'static str {
         Op::Contract(..) => "product",
         Op::Gated { .. } => "gated",
         Op::Solve(_) => "solve",
+        Op::Inverse(_) => "inverse",
         Op::Scan(_) | Op::ScanResult(..) => "scan",
         Op::Segment { .. } | Op::Boundary { .. } => "decay",
         Op::SegmentGrad { .. } | Op::BoundaryGrad { .. } => "decay_grad",

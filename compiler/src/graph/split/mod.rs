@@ -7,6 +7,7 @@
 //!
 //! # Stages
 //! - `prepare` has no carries. It computes what depends on none and is dearer to compute in the pass than to hand on.
+//!   Without `outputs`, it also gives the results it can.
 //! - `pass` has the carries, and is the only one whose steps wait for each other. With `outputs` after it, it computes
 //!   the carries' new values only, and hands on each carry's value at the start of every step.
 //! - `outputs` has no carries: it reads them as they were at the start of its step, and computes everything else.
@@ -99,8 +100,6 @@ struct Splitter<'g> {
     schedule: Schedule,
     /// By node: it depends on a carry of the pass.
     carried: Vec<bool>,
-    /// By node: bytes of an element, were it handed on.
-    bytes: Vec<u64>,
     /// By carry: it only adds up, and stands in a stage of its own.
     sums: Vec<Option<NodeId>>,
     /// By node handed on: its name.
@@ -113,6 +112,8 @@ struct Splitter<'g> {
 struct Share {
     computes: BTreeSet<NodeId>,
     reads: BTreeSet<NodeId>,
+    /// Results that an earlier stage gives instead.
+    spares: BTreeSet<NodeId>,
 }
 
 /// What a stage gives.
@@ -136,31 +137,26 @@ impl<'g> Splitter<'g> {
         for (at, node) in graph.nodes.iter().enumerate() {
             carried[at] |= node.op.operands().iter().any(|x| carried[x.index()]);
         }
-        let type_of = |only| if only { schedule.operands } else { DType::F32 };
-        let mut bytes: Vec<u64> = only_multiplied(graph).into_iter().map(|only| type_of(only).bytes() as u64).collect();
-        for carry in &graph.carries {
-            let bytes = &mut bytes[carry.input.index()];
-            *bytes = (*bytes).min(schedule.states.bytes() as u64);
-        }
-        for (_, node) in &graph.saves {
-            bytes[node.index()] = DType::F32.bytes() as u64;
-        }
         let taken = graph.nodes.iter().filter_map(|node| match &node.op {
             Op::Input { name, .. } => Some(name.clone()),
             _ => None,
         });
         let taken = taken.chain(graph.saves.iter().map(|(name, _)| name.clone())).collect();
-        Splitter { graph, prices, schedule: *schedule, carried, bytes, sums, names: BTreeMap::new(), taken }
+        Splitter { graph, prices, schedule: *schedule, carried, sums, names: BTreeMap::new(), taken }
     }
 
     /// `prepare`, and a pass that does all the rest.
     fn prepare_and_pass(&mut self) -> Result<Vec<Stage>, CompileError> {
         let graph = self.graph;
-        let rest =
+        let mut rest =
             Results { carries: graph.carries.clone(), outputs: graph.outputs.clone(), saves: graph.saves.clone() };
-        let pass = self.pass_share(&roots(&rest), true);
+        let given: BTreeSet<NodeId> = graph.outputs.iter().map(|(_, node)| *node).collect();
+        let free = given.into_iter().filter(|x| !self.carried[x.index()]).collect();
+        let pass = self.pass_share(&roots(&rest), true, &free);
         let mut stages = Vec::new();
-        self.prepare_stage(&pass.reads, &mut stages)?;
+        let outputs;
+        (outputs, rest.outputs) = rest.outputs.into_iter().partition(|(_, node)| pass.spares.contains(node));
+        self.prepare_stage(&pass.reads, outputs, &mut stages)?;
         stages.push(self.stage("pass", &pass.reads, rest)?);
         self.finish(stages)
     }
@@ -193,7 +189,7 @@ impl<'g> Splitter<'g> {
 
         let pass_share = match states.is_empty() {
             true => Share::default(),
-            false => self.pass_share(&roots(&pass), prepares),
+            false => self.pass_share(&roots(&pass), prepares, &BTreeSet::new()),
         };
         let prepared = self.ancestors(&pass_share.reads);
         let kept: BTreeSet<NodeId> = pass.saves.iter().map(|(_, node)| *node).collect();
@@ -201,7 +197,7 @@ impl<'g> Splitter<'g> {
         let of_prepare: BTreeSet<NodeId> =
             read.iter().copied().filter(|x| prepared.contains(x)).chain(pass_share.reads.iter().copied()).collect();
         let mut stages = Vec::new();
-        self.prepare_stage(&of_prepare, &mut stages)?;
+        self.prepare_stage(&of_prepare, Vec::new(), &mut stages)?;
         if !states.is_empty() {
             for &x in read.iter().filter(|x| !of_prepare.contains(x) && !kept.contains(x)) {
                 let name = self.name(x);
@@ -221,13 +217,15 @@ impl<'g> Splitter<'g> {
         self.finish(stages)
     }
 
-    /// What the pass computes and what it reads from `prepare`.
+    /// What the pass computes and what it reads from `prepare`. The results in `either` are as good if `prepare` gives
+    /// them.
     ///
     /// For each node three choices: `here`, the pass has its value; `computed`, it computed it; `absent`, `prepare` has
     /// not. A node the pass has and does not compute is handed on; one it does not compute, `prepare` does, from
     /// operands it computes.
-    fn pass_share(&self, roots: &[NodeId], prepares: bool) -> Share {
+    fn pass_share(&self, roots: &[NodeId], prepares: bool, either: &BTreeSet<NodeId>) -> Share {
         let graph = self.graph;
+        let bytes = self.bytes(roots);
         let mut choices = Choices::new();
         let needed = self.ancestors(roots);
         let mut here: BTreeMap<NodeId, (Choice, Choice)> = BTreeMap::new();
@@ -237,7 +235,8 @@ impl<'g> Splitter<'g> {
             let (has, computed) = (choices.choice(), choices.choice());
             let work = node_work(graph, &graph.nodes, node, self.prices);
             let free = prepares && !self.carried[x.index()];
-            let handing = if free && may_be_handed(&node.op) { self.writing(x) + self.reading(x) } else { NEVER };
+            let handing =
+                if free && may_be_handed(&node.op) { self.writing(x, &bytes) + self.reading(x, &bytes) } else { NEVER };
             choices.if_without(has, computed, handing);
             let moved = self.prices.moving(work.bytes);
             choices.if_true(computed, moved + self.prices.sequential * self.prices.computing(work));
@@ -258,10 +257,14 @@ impl<'g> Splitter<'g> {
             }
         }
         for root in roots {
-            choices.if_false(here[root].0, NEVER);
+            match absent.get(root).filter(|_| either.contains(root)) {
+                Some(&not) => choices.if_without(not, here[root].0, NEVER),
+                None => choices.if_false(here[root].0, NEVER),
+            }
         }
         let solved = choices.solve();
         let mut share = Share::default();
+        share.spares.extend(either.iter().filter(|x| absent.get(x).is_some_and(|&not| !solved.is(not))));
         for (&x, &(has, computed)) in &here {
             match (solved.is(has), solved.is(computed)) {
                 (true, true) => _ = share.computes.insert(x),
@@ -281,6 +284,7 @@ impl<'g> Splitter<'g> {
         kept: &BTreeSet<NodeId>,
     ) -> BTreeSet<NodeId> {
         let graph = self.graph;
+        let bytes = self.bytes(roots);
         let mut choices = Choices::new();
         let needed = self.ancestors(roots);
         let mut here: BTreeMap<NodeId, (Choice, Choice)> = BTreeMap::new();
@@ -290,9 +294,9 @@ impl<'g> Splitter<'g> {
             let work = node_work(graph, &graph.nodes, node, self.prices);
             let state = graph.carries.iter().zip(&self.sums).any(|(carry, sum)| sum.is_none() && carry.input == x);
             let handing = if pass.reads.contains(&x) || kept.contains(&x) {
-                self.reading(x)
+                self.reading(x, &bytes)
             } else if state || (may_be_handed(&node.op) && (pass.computes.contains(&x) || prepared.contains(&x))) {
-                self.writing(x) + self.reading(x)
+                self.writing(x, &bytes) + self.reading(x, &bytes)
             } else {
                 NEVER
             };
@@ -314,12 +318,27 @@ impl<'g> Splitter<'g> {
         read.map(|(x, _)| x).collect()
     }
 
-    fn writing(&self, x: NodeId) -> u64 {
-        self.reading(x) + self.prices.moving(self.prices.handing)
+    /// By node: bytes of an element, were it handed on to a stage that gives these results.
+    fn bytes(&self, results: &[NodeId]) -> Vec<u64> {
+        let type_of = |only| if only { self.schedule.operands } else { DType::F32 };
+        let only = only_multiplied(self.graph, results);
+        let mut bytes: Vec<u64> = only.into_iter().map(|only| type_of(only).bytes() as u64).collect();
+        for carry in &self.graph.carries {
+            let bytes = &mut bytes[carry.input.index()];
+            *bytes = (*bytes).min(self.schedule.states.bytes() as u64);
+        }
+        for (_, node) in &self.graph.saves {
+            bytes[node.index()] = DType::F32.bytes() as u64;
+        }
+        bytes
     }
 
-    fn reading(&self, x: NodeId) -> u64 {
-        self.prices.moving(self.bytes[x.index()] * elements(self.graph, self.graph.node(x)))
+    fn writing(&self, x: NodeId, bytes: &[u64]) -> u64 {
+        self.reading(x, bytes) + self.prices.moving(self.prices.handing)
+    }
+
+    fn reading(&self, x: NodeId, bytes: &[u64]) -> u64 {
+        self.prices.moving(bytes[x.index()] * elements(self.graph, self.graph.node(x)))
     }
 
     /// These nodes and all they are computed from.
@@ -359,12 +378,17 @@ impl<'g> Splitter<'g> {
         name
     }
 
-    fn prepare_stage(&mut self, hands: &BTreeSet<NodeId>, stages: &mut Vec<Stage>) -> Result<(), CompileError> {
-        if hands.is_empty() {
+    fn prepare_stage(
+        &mut self,
+        hands: &BTreeSet<NodeId>,
+        outputs: Vec<(String, NodeId)>,
+        stages: &mut Vec<Stage>,
+    ) -> Result<(), CompileError> {
+        if hands.is_empty() && outputs.is_empty() {
             return Ok(());
         }
         let saves = hands.iter().map(|&x| (self.name(x), x)).collect();
-        stages.push(self.stage("prepare", &BTreeSet::new(), Results { saves, ..Results::default() })?);
+        stages.push(self.stage("prepare", &BTreeSet::new(), Results { outputs, saves, ..Results::default() })?);
         Ok(())
     }
 
@@ -457,7 +481,9 @@ impl<'g> Splitter<'g> {
     fn set_types(&self, stages: &mut [Stage]) {
         let mut not_operands: BTreeSet<String> = BTreeSet::new();
         for Stage { graph, .. } in stages.iter() {
-            for (node, only) in graph.nodes.iter().zip(only_multiplied(graph)) {
+            let results = graph.outputs.iter().chain(&graph.saves).map(|(_, node)| *node);
+            let results: Vec<NodeId> = results.chain(graph.carries.iter().map(|carry| carry.output)).collect();
+            for (node, only) in graph.nodes.iter().zip(only_multiplied(graph, &results)) {
                 if let (Op::Input { name, kind: InputKind::Saved, .. }, false) = (&node.op, only) {
                     not_operands.insert(name.clone());
                 }

@@ -45,9 +45,9 @@ pub struct Prices {
 }
 
 impl Default for Prices {
-    /// An H200: 4.3 TB/s, about half of 780 TFLOP/s in products this small, about half of 67 in float32.
+    /// An H200: 4.3 TB/s, 250 TFLOP/s in products this small, about half of 67 in float32.
     fn default() -> Self {
-        Prices { tensor: 90, vector: 7, turn: 256, sequential: 4, handing: 2048, token_bytes: 2 }
+        Prices { tensor: 58, vector: 7, turn: 1024, sequential: 3, handing: 2048, token_bytes: 2 }
     }
 }
 
@@ -147,6 +147,12 @@ pub fn node_work(graph: &Graph, nodes: &[Node], node: &Node, prices: &Prices) ->
             let rows = graph.dim(solve.row).size as u64;
             let slots = solve.rhs.len() as u64;
             Work { turns: rows * slots, ..vector(own * rows * slots) }
+        }
+        // By blocks of 16: those on the diagonal row by row, the others as products. A third of a product's terms.
+        Op::Inverse(inverse) => {
+            let rows = graph.dim(inverse.row).size as u64;
+            let slots = graph.dim(inverse.slot).size as u64;
+            Work { tensor: 2 * own * rows * slots / 3, turns: 16 * slots + rows / 16, ..vector(own * 8) }
         }
         Op::Scan(scan) => {
             let rows = graph.dim(scan.row).size as u64;

@@ -110,6 +110,7 @@ impl Block<'_> {
             | Op::BoundaryGrad { .. }
             | Op::Gated { .. }
             | Op::Solve(_)
+            | Op::Inverse(_)
             | Op::Scan(_)
             | Op::ScanResult(..) => Err(Refusal::Park(x)),
         }

@@ -18,6 +18,7 @@
 mod block;
 mod eval;
 mod index;
+mod inverse;
 mod kernel;
 mod memory;
 mod product;

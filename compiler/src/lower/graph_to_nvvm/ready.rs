@@ -61,6 +61,7 @@ impl Block<'_> {
                 }
             }
             Op::Segment { .. } => self.segment_tables(x)?,
+            Op::Inverse(_) => self.inverse(x)?,
             Op::Solve(_) => return Err(Refusal::unsupported("a triangular system that is not inverted")),
             Op::Gated { .. } => return Err(Refusal::unsupported("a decay inside a sum")),
             Op::BodyInput(_)

@@ -163,6 +163,7 @@ impl Scope<'_> {
             | Op::BoundaryGrad { .. }
             | Op::Gated { .. }
             | Op::Solve(_)
+            | Op::Inverse(_)
             | Op::Scan(_)
             | Op::ScanResult(..) => unreachable!("the plan stores these"),
         }

@@ -189,6 +189,7 @@ impl<'g> Lowering<'g> {
             Op::BoundaryGrad { .. } => self.boundary_grad(scope, id),
             Op::Gated { .. } => self.gated(scope, id),
             Op::Solve(_) => self.solve(scope, id),
+            Op::Inverse(_) => return Err(self.bug("a tile program solves a system, it does not invert one")),
             Op::Scan(_) => self.scan(scope, id)?,
             Op::Const(_)
             | Op::Unary(..)

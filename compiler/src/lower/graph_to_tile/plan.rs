@@ -85,6 +85,7 @@ fn may_inline(op: &Op) -> bool {
         | Op::BoundaryGrad { .. }
         | Op::Gated { .. }
         | Op::Solve(_)
+        | Op::Inverse(_)
         | Op::Scan(_)
         | Op::ScanResult(..) => false,
     }
@@ -118,6 +119,7 @@ pub fn is_view(op: &Op) -> Option<NodeId> {
         | Op::BoundaryGrad { .. }
         | Op::Gated { .. }
         | Op::Solve(_)
+        | Op::Inverse(_)
         | Op::Scan(_)
         | Op::ScanResult(..) => None,
     }
@@ -156,6 +158,7 @@ fn operands(op: &Op) -> (Vec<NodeId>, Vec<NodeId>) {
         | Op::DiagonalPart(..)
         | Op::Split(..)
         | Op::StopGradient(_)
+        | Op::Inverse(_)
         | Op::ScanResult(..) => (Vec::new(), op.operands()),
     }
 }
@@ -186,6 +189,7 @@ fn price(op: &Op) -> usize {
         | Op::BoundaryGrad { .. }
         | Op::Gated { .. }
         | Op::Solve(_)
+        | Op::Inverse(_)
         | Op::Scan(_)
         | Op::ScanResult(..) => 0,
     }
