@@ -14,12 +14,12 @@ use crate::graph::ir::{DimId, Graph, InputKind, Op};
 #[cfg(feature = "llvm")]
 use crate::graph::separable::separable_along;
 #[cfg(feature = "llvm")]
-use crate::graph::split::{split, temporaries};
+use crate::graph::split::{Handed, Stage, split, temporaries};
 use crate::lower::graph_to_tile::{Options, lower};
 #[cfg(feature = "llvm")]
 use crate::lower::graph_to_nvvm::{self, Refusal};
 #[cfg(feature = "llvm")]
-use crate::lower::tile_to_nvvm::{self, Products};
+use crate::lower::tile_to_nvvm::{self, Entry, Products};
 use crate::pass;
 use crate::pipeline;
 #[cfg(feature = "llvm")]
@@ -30,6 +30,8 @@ use crate::target::cpu::{CpuTarget, Want, compile_kernels};
 use crate::target::nvptx::{self, Family};
 #[cfg(feature = "llvm")]
 use crate::tile::arguments::share_arguments;
+#[cfg(feature = "llvm")]
+use crate::tile::ir::Arg;
 use crate::tile::ir::Kernel;
 #[cfg(feature = "llvm")]
 use chunkwise_abi::Access;
@@ -310,64 +312,16 @@ fn gpu_module(
     dtype: DType,
     registers: bool,
 ) -> Result<Option<GpuModule>, CompileError> {
-    let options = options_for_gpu(dtype);
-    let layout = layout(dtype, schedule.threads, family);
     let stages = split(graph, schedule)?;
-    let mut kernels = Vec::new();
-    for stage in &stages {
-        let mut kernel = lower(&stage.graph, &options)?;
-        stage.set_types(&mut kernel);
-        kernels.push(kernel);
-    }
     // The tensors of a call stand as they would for a single kernel, then what the kernels hand on.
     let handed = temporaries(&stages);
-    let names = whole.kernel.args.iter().map(|arg| arg.name.as_str());
-    let last: Vec<&str> = names.chain(handed.iter().map(|handed| handed.name.as_str())).collect();
-    let args = share_arguments(&mut kernels, &last);
-    if args.iter().map(|arg| arg.name.as_str()).ne(last.iter().copied()) {
-        return Err(CompileError::Bug {
-            pass: "split",
-            message: "the kernels of a schedule do not take the tensors of the whole".to_owned(),
-            dump: stages.iter().map(|stage| crate::graph::text::print(&stage.graph)).collect(),
-        });
-    }
-    let mut entries = Vec::new();
-    for (stage, kernel) in stages.iter().zip(&kernels) {
-        if cfg!(debug_assertions) {
-            verified(kernel)?;
+    let entries = match registers {
+        true => {
+            let Some(entries) = entries_in_registers(&stages, &handed, whole, schedule, family)? else { return Ok(None) };
+            entries
         }
-        let symbol = format!("{}_{}", whole.symbol, stage.name);
-        if !registers {
-            entries.push(tile_to_nvvm::entry(kernel, &symbol, &layout)?);
-            continue;
-        }
-        let own = register_options(&stage.graph, schedule, family);
-        let mut made = graph_to_nvvm::entry(&stage.graph, &args, &symbol, &own);
-        if matches!(made, Err(Refusal::Room(_))) {
-            let own = graph_to_nvvm::Options { ahead: false, ..own };
-            made = graph_to_nvvm::entry(&stage.graph, &args, &symbol, &own);
-        }
-        match made {
-            Ok(entry) => entries.push(entry),
-            Err(Refusal::Unsupported(what)) => {
-                if std::env::var_os("CHUNKWISE_WHY").is_some() {
-                    eprintln!("{symbol}: {what}");
-                }
-                return Ok(None);
-            }
-            Err(Refusal::Room(bytes)) => {
-                if std::env::var_os("CHUNKWISE_WHY").is_some() {
-                    eprintln!("{symbol}: {bytes} bytes of shared memory");
-                }
-                return Ok(None);
-            }
-            Err(Refusal::Park(_)) => return Ok(None),
-            Err(Refusal::Bug(message)) => {
-                let dump = crate::graph::text::print(&stage.graph);
-                return Err(CompileError::Bug { pass: "graph-to-nvvm", message, dump });
-            }
-        }
-    }
+        false => entries_of_tiles(&stages, &handed, whole, schedule, family, dtype)?,
+    };
     let symbols: Vec<String> = entries.iter().map(|entry| entry.symbol.clone()).collect();
     let compiled = nvptx::compile_kernels(entries, family, nvptx::Want::default())?;
     let count = |n: usize| u32::try_from(n).expect("a block is smaller than 2³² bytes");
@@ -385,6 +339,84 @@ fn gpu_module(
         signature: signature.clone(),
         temporaries: handed.iter().map(|handed| handed.argument(Access::Write)).collect(),
     }))
+}
+
+/// Kernels by way of tile programs.
+#[cfg(feature = "llvm")]
+fn entries_of_tiles(
+    stages: &[Stage],
+    handed: &[Handed],
+    whole: &Tile,
+    schedule: &Schedule,
+    family: &Family,
+    dtype: DType,
+) -> Result<Vec<Entry>, CompileError> {
+    let options = options_for_gpu(dtype);
+    let layout = layout(dtype, schedule.threads, family);
+    let mut kernels = Vec::new();
+    for stage in stages {
+        let mut kernel = lower(&stage.graph, &options)?;
+        stage.set_types(&mut kernel);
+        kernels.push(kernel);
+    }
+    let names = whole.kernel.args.iter().map(|arg| arg.name.as_str());
+    let last: Vec<&str> = names.chain(handed.iter().map(|handed| handed.name.as_str())).collect();
+    let args = share_arguments(&mut kernels, &last);
+    if args.iter().map(|arg| arg.name.as_str()).ne(last.iter().copied()) {
+        return Err(CompileError::Bug {
+            pass: "split",
+            message: "the kernels of a schedule do not take the tensors of the whole".to_owned(),
+            dump: stages.iter().map(|stage| crate::graph::text::print(&stage.graph)).collect(),
+        });
+    }
+    let mut entries = Vec::new();
+    for (stage, kernel) in stages.iter().zip(&kernels) {
+        if cfg!(debug_assertions) {
+            verified(kernel)?;
+        }
+        entries.push(tile_to_nvvm::entry(kernel, &format!("{}_{}", whole.symbol, stage.name), &layout)?);
+    }
+    Ok(entries)
+}
+
+/// Kernels whose values stay in registers; none if some stage has something that is not done this way.
+#[cfg(feature = "llvm")]
+fn entries_in_registers(
+    stages: &[Stage],
+    handed: &[Handed],
+    whole: &Tile,
+    schedule: &Schedule,
+    family: &Family,
+) -> Result<Option<Vec<Entry>>, CompileError> {
+    let temporaries = handed.iter().map(|handed| {
+        let ArgSignature { name, dtype, role, inner, access, .. } = handed.argument(Access::Write);
+        Arg { name, dtype, role, inner, access }
+    });
+    let args: Vec<Arg> = whole.kernel.args.iter().cloned().chain(temporaries).collect();
+    let mut entries = Vec::new();
+    for stage in stages {
+        let symbol = format!("{}_{}", whole.symbol, stage.name);
+        let own = register_options(&stage.graph, schedule, family);
+        let mut made = graph_to_nvvm::entry(&stage.graph, &args, &symbol, &own);
+        if matches!(made, Err(Refusal::Room(_))) {
+            let own = graph_to_nvvm::Options { ahead: false, ..own };
+            made = graph_to_nvvm::entry(&stage.graph, &args, &symbol, &own);
+        }
+        match made {
+            Ok(entry) => entries.push(entry),
+            Err(Refusal::Bug(message)) => {
+                let dump = crate::graph::text::print(&stage.graph);
+                return Err(CompileError::Bug { pass: "graph-to-nvvm", message, dump });
+            }
+            Err(refusal) => {
+                if std::env::var_os("CHUNKWISE_WHY").is_some() {
+                    eprintln!("{symbol}: {refusal:?}");
+                }
+                return Ok(None);
+            }
+        }
+    }
+    Ok(Some(entries))
 }
 
 /// How a stage is laid out whose values stay in registers.

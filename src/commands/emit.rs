@@ -139,8 +139,11 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
             arch.name()
         )));
     }
-    if let (true, Some(schedule)) = (arguments.to != Stage::Derived, arguments.schedule) {
-        return Err(Failure::Input(format!("--schedule \"{schedule}\" shows graphs; write --to derived")));
+    let scheduled = matches!(arguments.to, Stage::Derived | Stage::Ptx | Stage::Sass);
+    if let (false, Some(schedule)) = (scheduled, arguments.schedule) {
+        return Err(Failure::Input(format!(
+            "--schedule \"{schedule}\" shows graphs and kernels; write --to derived, ptx or sass"
+        )));
     }
     let mut dump = Dump::new(arguments.dump.as_deref())?;
     let text = match arguments.file.extension().and_then(|extension| extension.to_str()) {

@@ -13,7 +13,7 @@ use super::index::Linear;
 use super::memory::{Region, Touch};
 use super::shape::STRIP;
 use crate::graph::ir::{NodeId, Op};
-use crate::lower::tile_to_mlir::writer::{Ty, Val};
+use crate::lower::tile_to_mlir::writer::{Elem, Ty, Val};
 use crate::lower::tile_to_nvvm::text;
 use chunkwise_abi::DType;
 
@@ -195,11 +195,7 @@ impl Block<'_> {
                 bytes.add(self.quad, 8);
                 bytes.constant += 8 * half as i64 * pitch + 32 * eight as i64;
                 let address = self.shared(square.region, &bytes);
-                let both = text::vector(
-                    &mut self.w,
-                    &sums[2 * half..2 * half + 2],
-                    crate::lower::tile_to_mlir::writer::Elem::F32,
-                );
+                let both = text::vector(&mut self.w, &sums[2 * half..2 * half + 2], Elem::F32);
                 text::store(&mut self.w, both, address, "vector<2xf32>", 8);
             }
         }

@@ -17,6 +17,7 @@
 
 mod block;
 mod eval;
+mod gated;
 mod index;
 mod inverse;
 mod kernel;

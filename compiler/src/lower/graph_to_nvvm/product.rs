@@ -4,8 +4,8 @@
 //! the threads that [`super::shape`] says. Operands lie in shared memory as bfloat16 ([`Block::tile`]) and are read as
 //! 8 × 8 matrices, or are computed element by element by the warp that needs them. Sums are float32.
 //!
-//! Where one operand is a triangle of ones, the other is a sum of bfloat16 numbers that together have all its digits, so
-//! that nothing is lost but in the summation.
+//! Where one operand is a triangle of ones, the other is the sum of two bfloat16 numbers, so
+//! that sixteen bits of each number are kept.
 
 use super::Refusal;
 use super::block::{Block, Point, Tile};
@@ -17,8 +17,9 @@ use crate::lower::tile_to_mlir::writer::{Ty, Val};
 use crate::lower::tile_to_nvvm::text;
 use chunkwise_abi::DType;
 
-/// Summands of a float32 that are bfloat16.
-const PARTS: usize = 3;
+/// Summands of a float32 that are bfloat16: with two of them a number keeps sixteen bits, which is enough where tensors
+/// have eight, and more than a logarithm needs whose exponential is small when it is large.
+const PARTS: usize = 2;
 
 /// Where an operand of a product comes from.
 enum Source {
@@ -122,7 +123,7 @@ impl Block<'_> {
                         // In the order of an element's half and column.
                         for a in left {
                             for b in words {
-                                self.instruction(a, b, &mut sums[at..at + 4]);
+                                self.mma(a, b, &mut sums[at..at + 4]);
                             }
                         }
                     }
@@ -133,7 +134,7 @@ impl Block<'_> {
         Ok(())
     }
 
-    fn instruction(&mut self, a: &[Val], b: &[Val], sums: &mut [Val]) {
+    pub fn mma(&mut self, a: &[Val], b: &[Val], sums: &mut [Val]) {
         let words = a.iter().chain(b).map(|word| (*word, Ty::I32));
         let operands: Vec<(Val, Ty)> = words.chain(sums.iter().map(|sum| (*sum, Ty::F32))).collect();
         let of = text::struct_of(4, Ty::F32);
@@ -270,6 +271,10 @@ impl Block<'_> {
         let mut at = product.outer.clone();
         self.spread(own, first, &mut at);
         self.spread(product.over, &Linear::number(k as i64), &mut at);
+        // A block of tokens that both sides share is that of the warp's rows.
+        let mut rows = Point::default();
+        self.spread(&product.shape.rows, &Linear::value(self.down, STRIP as i64), &mut rows);
+        at.0.extend(rows.0);
         let flat = |this: &Self, dims: &[DimId]| {
             let mut sum = Linear::default();
             let mut step = 1;
@@ -388,7 +393,10 @@ impl Block<'_> {
             if self.warps.strips(extent(self.graph, &shape.rows)) > 1 {
                 return Err(Refusal::unsupported("a product along blocks of both sides, of more blocks than warps"));
             }
-            return Ok(Source::Elements(x, parts));
+            let one = Shape::of(self.graph, self.dims(x)).is_some_and(|it| it.is_matrix() && it.outer.is_empty());
+            if !one {
+                return Ok(Source::Elements(x, parts));
+            }
         }
         if let Some(tile) = self.tile_of(x, parts) {
             return Ok(Source::Tile(tile));

@@ -48,6 +48,8 @@ impl Block<'_> {
                 self.operands_ready(x)?;
                 if !self.is_few(x, over) {
                     self.reduce(x, over)?;
+                } else if self.is_of_blocks(self.dims(x)) {
+                    self.park_flat(x)?;
                 }
             }
             Op::MaxOver(_, over) => {
@@ -63,7 +65,7 @@ impl Block<'_> {
             Op::Segment { .. } => self.segment_tables(x)?,
             Op::Inverse(_) => self.inverse(x)?,
             Op::Solve(_) => return Err(Refusal::unsupported("a triangular system that is not inverted")),
-            Op::Gated { .. } => return Err(Refusal::unsupported("a decay inside a sum")),
+            Op::Gated { .. } => self.gated(x)?,
             Op::BodyInput(_)
             | Op::SegmentGrad { .. }
             | Op::Boundary { .. }
@@ -110,9 +112,19 @@ impl Block<'_> {
             return true;
         }
         let union = self.union(x);
+        if self.is_of_blocks(&union) && extent(self.graph, over) <= FEW {
+            return true;
+        }
         let Some(shape) = Shape::of(self.graph, &union) else { return extent(self.graph, over) <= 4 };
         let outer = over.iter().all(|d| shape.outer.contains(d));
         outer && extent(self.graph, over) <= FEW
+    }
+
+    /// Whether there is a number for each block of tokens, perhaps of each position of an axis, and none for a token.
+    fn is_of_blocks(&self, dims: &[DimId]) -> bool {
+        let kind = |d: &DimId| self.graph.dim(*d).kind;
+        let block = dims.iter().any(|d| matches!(kind(d), DimKind::Block | DimKind::BlockCol));
+        block && !dims.iter().any(|d| matches!(kind(d), DimKind::Row | DimKind::Col | DimKind::Slot))
     }
 
     /// The dimensions of what is summed.
