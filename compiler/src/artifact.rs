@@ -8,7 +8,7 @@ use crate::compile::Derived;
 #[cfg(feature = "llvm")]
 use crate::compile::{Request, derive};
 #[cfg(feature = "llvm")]
-use crate::derive::form::Form;
+use crate::derive::form::{Form, Inside};
 use crate::error::CompileError;
 use crate::graph::ir::{DimId, Graph, InputKind, Op};
 #[cfg(feature = "llvm")]
@@ -268,7 +268,11 @@ pub fn compile_gpu(
     let signature = signature(&instance.program.name, &derived, &whole, &vec![0; whole.len()]);
     // The same, for values in registers, where that is done for the type.
     let registers = match (dtype, request.form) {
-        (DType::BF16, Form::Chunkwise | Form::Parallel) => graphs_after(&derived, parts, pipeline::FOR_TENSOR_CORES)?,
+        (DType::BF16, Form::Chunkwise | Form::Parallel) => {
+            // Decays inside a block are halved there, which is safe for every gate and needs no declared range.
+            let request = Request { chunk: Some(derived.chunk), inside: Inside::Pairs, ..*request };
+            graphs_after(&derive(instance, &request)?, parts, pipeline::FOR_TENSOR_CORES)?
+        }
         (DType::BF16 | DType::F32 | DType::F16, _) => Vec::new(),
     };
     let mut modules = std::collections::BTreeMap::new();
@@ -422,11 +426,13 @@ fn entries_in_registers(
 /// How a stage is laid out whose values stay in registers.
 #[cfg(feature = "llvm")]
 fn register_options(graph: &Graph, schedule: &Schedule, family: &Family) -> graph_to_nvvm::Options {
+    let parts = parts(graph, schedule.parts.unwrap_or(1));
     graph_to_nvvm::Options {
         warps: schedule.threads.unwrap_or(256) / 32,
         shared_limit: family.shared_limit,
-        parts: parts(graph, schedule.parts.unwrap_or(1)),
+        parts,
         ahead: true,
+        resident: if parts.is_some() { 2 } else { 0 },
     }
 }
 

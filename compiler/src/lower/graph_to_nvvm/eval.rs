@@ -37,10 +37,12 @@ impl Block<'_> {
             #[expect(clippy::cast_possible_truncation)]
             Op::Const(number) => Ok(self.w.f32(*number as f32, 0)),
             Op::Unary(function, operand) => {
-                let operand = self.eval(*operand, at)?;
+                let operand = self.eval(*operand, at).map_err(|why| self.parked_here(x, why))?;
                 Ok(self.function(*function, operand))
             }
-            Op::Binary(function, a, b) => self.binary(*function, *a, *b, at),
+            Op::Binary(function, a, b) => {
+                self.binary(*function, *a, *b, at).map_err(|why| self.parked_here(x, why))
+            }
             Op::Select { op, lhs, rhs, then, otherwise } => {
                 let predicate = match op {
                     Compare::Lt => "olt",
@@ -100,6 +102,7 @@ impl Block<'_> {
             }
             Op::Segment { .. } if self.segments.contains_key(&x) => self.between(x, at),
             Op::Segment { gates, row, col, diagonal } => self.segment(gates, *row, *col, *diagonal, at),
+            Op::Sum(_, over) | Op::Contract(_, _, over) if !self.is_few(x, over) => Err(Refusal::Park(x)),
             Op::Sum(operand, over) => self.few(over, at, |this, there| this.eval(*operand, there)),
             Op::Contract(a, b, over) => self.few(over, at, |this, there| this.binary(Binary::Mul, *a, *b, there)),
             Op::Input { .. }
@@ -113,6 +116,14 @@ impl Block<'_> {
             | Op::Inverse(_)
             | Op::Scan(_)
             | Op::ScanResult(..) => Err(Refusal::Park(x)),
+        }
+    }
+
+    /// What is computed element by element from a value that has to lie in memory lies there itself, if it is as large.
+    fn parked_here(&self, x: NodeId, why: Refusal) -> Refusal {
+        match why {
+            Refusal::Park(operand) if self.dims(operand) == self.dims(x) => Refusal::Park(x),
+            why => why,
         }
     }
 

@@ -297,7 +297,7 @@ impl Block<'_> {
                 for &n in &own {
                     running.push(self.running(gates, &elements[n].at)?);
                     let real = self.real(&by_row, &elements[n].at);
-                    let mut operand = |this: &mut Self, node: Option<NodeId>, at: &Point| match node {
+                    let operand = |this: &mut Self, node: Option<NodeId>, at: &Point| match node {
                         None => Ok(zero),
                         Some(node) => {
                             let value = this.eval(node, at)?;
@@ -384,7 +384,7 @@ impl Block<'_> {
         for (event, gate) in gates.events.iter().enumerate() {
             let value = self.eval(gate.value, at)?;
             let value = self.w.op("fmul", value, log2_e, Ty::F32);
-            let mut add = |this: &mut Self, sum: &mut Option<Val>| {
+            let add = |this: &mut Self, sum: &mut Option<Val>| {
                 *sum = Some(sum.map_or(value, |sum| this.w.op("fadd", sum, value, Ty::F32)));
             };
             add(self, &mut total);

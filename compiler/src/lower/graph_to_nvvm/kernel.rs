@@ -68,7 +68,7 @@ pub fn lower(
             "llvm.func @{symbol}(%0: !llvm.ptr {{llvm.byval = !llvm.array<{bytes} x i8>, llvm.align = 8 : i64}}) attributes {{no_unwind}}"
         );
         let entry = block.w.finish(&signature);
-        return Ok((entry, Launch { threads: 32 * options.warps, shared_bytes, workspace_bytes: 0, grid }));
+        return Ok((entry, Launch { threads: 32 * options.warps, resident: options.resident, shared_bytes, workspace_bytes: 0, grid }));
     }
     Err(Refusal::unsupported("so many values that threads ask each other for"))
 }

@@ -107,7 +107,7 @@ impl Block<'_> {
     }
 
     /// Whether each thread sums for itself: over dimensions of which every position is its own.
-    fn is_few(&self, x: NodeId, over: &[DimId]) -> bool {
+    pub fn is_few(&self, x: NodeId, over: &[DimId]) -> bool {
         if over.is_empty() {
             return true;
         }

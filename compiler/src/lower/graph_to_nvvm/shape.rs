@@ -40,8 +40,11 @@ impl Shape {
         let slots = of_kind(|kind| matches!(kind, DimKind::Slot));
         let blocks = of_kind(|kind| matches!(kind, DimKind::Block | DimKind::BlockCol));
         let inner = of_kind(|kind| matches!(kind, DimKind::Row | DimKind::Col));
-        let axes = of_kind(|kind| matches!(kind, DimKind::Axis(_)));
+        // An axis of few positions is no side of a matrix.
+        let (axes, short): (Vec<DimId>, Vec<DimId>) =
+            of_kind(|kind| matches!(kind, DimKind::Axis(_))).into_iter().partition(|d| size(*d) >= COLUMNS);
         let mut outer = slots;
+        outer.extend(short);
         // The block that goes with a dimension inside blocks.
         let block_of = |d: DimId, left: &[DimId]| {
             let own = if kind(&d) == DimKind::Col { DimKind::BlockCol } else { DimKind::Block };

@@ -97,7 +97,7 @@ pub fn lower(
     );
     let entry = lowering.w.finish(&signature);
     let Homes { shared_bytes, workspace_bytes, .. } = lowering.homes;
-    Ok((entry, Launch { threads: options.threads, shared_bytes, workspace_bytes, grid }))
+    Ok((entry, Launch { threads: options.threads, resident: 0, shared_bytes, workspace_bytes, grid }))
 }
 
 /// The outermost loop over chunks becomes blocks of the grid if its turns may run in any order and nothing but loads of

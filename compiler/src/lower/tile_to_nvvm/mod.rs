@@ -58,6 +58,8 @@ pub struct Options {
 pub struct Launch {
     /// Threads a block.
     pub threads: usize,
+    /// Blocks that a multiprocessor is to hold at once, if that is to bound their registers; else 0.
+    pub resident: usize,
     /// Dynamic shared memory, in bytes.
     pub shared_bytes: usize,
     /// Workspace a block, in bytes.

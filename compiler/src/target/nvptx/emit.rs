@@ -5,7 +5,7 @@
 
 use super::Family;
 use crate::error::CompileError;
-use crate::lower::tile_to_nvvm::{self, Entry, Lowered};
+use crate::lower::tile_to_nvvm::{self, Entry, Launch, Lowered};
 use crate::lower::{mlir_to_llvm, tile_to_mlir};
 use inkwell::OptimizationLevel;
 use inkwell::attributes::AttributeLoc;
@@ -44,7 +44,7 @@ pub struct Compiled {
 
 /// Compiles kernels to PTX.
 pub fn compile_kernels(entries: Vec<Entry>, family: &Family, want: Want) -> Result<Compiled, CompileError> {
-    let symbols: Vec<(String, usize)> = entries.iter().map(|it| (it.symbol.clone(), it.launch.threads)).collect();
+    let symbols: Vec<(String, Launch)> = entries.iter().map(|it| (it.symbol.clone(), it.launch)).collect();
     let lowered = tile_to_nvvm::module(entries);
     let mlir_context = tile_to_mlir::context();
     let mlir = tile_to_mlir::parse(&mlir_context, &lowered.text)?;
@@ -57,12 +57,15 @@ pub fn compile_kernels(entries: Vec<Entry>, family: &Family, want: Want) -> Resu
         dump: module.print_to_string().to_string(),
     };
     let text = |name: &str, value: &str| context.create_string_attribute(name, value);
-    for (symbol, threads) in &symbols {
+    for (symbol, launch) in &symbols {
         let Some(entry) = module.get_function(symbol) else {
             return Err(bug("mlir-to-llvm", format!("no function `{symbol}` came out")));
         };
         entry.set_call_conventions(PTX_KERNEL);
-        entry.add_attribute(AttributeLoc::Function, text("nvvm.reqntid", &threads.to_string()));
+        entry.add_attribute(AttributeLoc::Function, text("nvvm.reqntid", &launch.threads.to_string()));
+        if launch.resident > 0 {
+            entry.add_attribute(AttributeLoc::Function, text("nvvm.minctasm", &launch.resident.to_string()));
+        }
         entry.add_attribute(AttributeLoc::Param(0), text("nvvm.grid_constant", ""));
     }
     for function in module.get_functions() {
