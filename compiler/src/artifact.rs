@@ -297,7 +297,7 @@ pub fn compile_gpu(
         let count = |n: usize| u32::try_from(n).expect("a block is smaller than 2³² bytes");
         let launches = symbols.iter().zip(&compiled.lowered.launches).map(|(symbol, launch)| GpuKernel {
             symbol: symbol.clone(),
-            threads: count(layout.threads),
+            threads: count(launch.threads),
             shared_bytes: count(launch.shared_bytes),
             workspace_bytes: launch.workspace_bytes as u64,
             grid: launch.grid,

@@ -16,13 +16,14 @@
 //! and what does not fit in the block's part of a workspace in the GPU's memory ([`place`]). Nothing is summed in an
 //! order that depends on time, so results repeat to the last bit.
 
-mod expr;
+pub(super) mod call;
+pub(super) mod expr;
 mod fragment;
 mod kernel;
 mod matmul;
 mod nest;
 mod place;
-mod text;
+pub(super) mod text;
 
 use super::tile_to_mlir::functions::Functions;
 use crate::error::CompileError;
@@ -54,6 +55,8 @@ pub struct Options {
 /// What a launch of a kernel needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Launch {
+    /// Threads a block.
+    pub threads: usize,
     /// Dynamic shared memory, in bytes.
     pub shared_bytes: usize,
     /// Workspace a block, in bytes.
@@ -81,8 +84,12 @@ pub fn lower(kernels: &[(&Kernel, &str)], options: &Options) -> Result<Lowered, 
         entries.push_str(&entry);
         launches.push(launch);
     }
+    Ok(Lowered { text: module(&entries, &functions), launches })
+}
+
+/// A module of entries, with the functions they call and the block's shared memory.
+pub(super) fn module(entries: &str, functions: &Functions) -> String {
     let shared =
         "llvm.mlir.global external @shared() {addr_space = 3 : i32, alignment = 128 : i64} : !llvm.array<0 x i8>";
-    let text = format!("module {{\n  {shared}\n{entries}{}}}\n", functions.define());
-    Ok(Lowered { text, launches })
+    format!("module {{\n  {shared}\n{entries}{}}}\n", functions.define())
 }

@@ -50,7 +50,17 @@ pub fn compile_kernels(
     family: &Family,
     want: Want,
 ) -> Result<Compiled, CompileError> {
-    let lowered = tile_to_nvvm::lower(kernels, options)?;
+    let symbols: Vec<&str> = kernels.iter().map(|(_, symbol)| *symbol).collect();
+    compile_lowered(tile_to_nvvm::lower(kernels, options)?, &symbols, family, want)
+}
+
+/// Compiles a module of entries, with their symbols in the order of its launches.
+pub fn compile_lowered(
+    lowered: Lowered,
+    symbols: &[&str],
+    family: &Family,
+    want: Want,
+) -> Result<Compiled, CompileError> {
     let mlir_context = tile_to_mlir::context();
     let mlir = tile_to_mlir::parse(&mlir_context, &lowered.text)?;
     let context = inkwell::context::Context::create();
@@ -62,12 +72,12 @@ pub fn compile_kernels(
         dump: module.print_to_string().to_string(),
     };
     let text = |name: &str, value: &str| context.create_string_attribute(name, value);
-    for (_, symbol) in kernels {
+    for (symbol, launch) in symbols.iter().zip(&lowered.launches) {
         let Some(entry) = module.get_function(symbol) else {
             return Err(bug("mlir-to-llvm", format!("no function `{symbol}` came out")));
         };
         entry.set_call_conventions(PTX_KERNEL);
-        entry.add_attribute(AttributeLoc::Function, text("nvvm.reqntid", &options.threads.to_string()));
+        entry.add_attribute(AttributeLoc::Function, text("nvvm.reqntid", &launch.threads.to_string()));
         entry.add_attribute(AttributeLoc::Param(0), text("nvvm.grid_constant", ""));
     }
     for function in module.get_functions() {

@@ -4,7 +4,7 @@
 
 mod emit;
 
-pub use emit::{Compiled, Want, compile_kernels};
+pub use emit::{Compiled, Want, compile_kernels, compile_lowered};
 
 /// A family of GPUs: all of a row hold for every one of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
