@@ -15,7 +15,9 @@ use crate::graph::ir::{DimId, Graph, InputKind, Op};
 use crate::graph::split::{split, temporaries};
 use crate::lower::graph_to_tile::{Options, lower};
 #[cfg(feature = "llvm")]
-use crate::lower::tile_to_nvvm::{self, Products};
+use crate::lower::scan_to_nvvm;
+#[cfg(feature = "llvm")]
+use crate::lower::tile_to_nvvm::{self, Lowered, Products};
 use crate::pass;
 use crate::pipeline;
 #[cfg(feature = "llvm")]
@@ -26,6 +28,8 @@ use crate::target::cpu::{CpuTarget, Want, compile_kernels};
 use crate::target::nvptx::{self, Family};
 #[cfg(feature = "llvm")]
 use crate::tile::arguments::share_arguments;
+#[cfg(feature = "llvm")]
+use crate::tile::ir::Arg;
 use crate::tile::ir::Kernel;
 #[cfg(feature = "llvm")]
 use chunkwise_abi::Access;
@@ -262,6 +266,20 @@ pub fn compile_gpu(
     let signature = signature(&instance.program.name, &derived, &whole, &vec![0; whole.len()]);
     let mut modules = std::collections::BTreeMap::new();
     for ((direction, graph), whole) in graphs.iter().zip(&whole) {
+        let kernel_signature = match direction {
+            Direction::Forward => &signature.forward,
+            Direction::ForwardSaving => &signature.forward_saving,
+            Direction::Backward => &signature.backward,
+        };
+        let kernel_signature = kernel_signature.clone().expect("every tile has its signature");
+        if request.form == Form::Recurrent && *direction == Direction::Forward && is_usual(schedule) {
+            let symbol = format!("{}_scan", whole.symbol);
+            if let Some(lowered) = in_registers(graph, &whole.kernel.args, &symbol)? {
+                let compiled = nvptx::compile_lowered(lowered, &[&symbol], family, nvptx::Want::default())?;
+                modules.insert(*direction, module(&[symbol], compiled, family, kernel_signature, vec![]));
+                continue;
+            }
+        }
         let stages = split(graph, schedule)?;
         let mut kernels = Vec::new();
         for stage in &stages {
@@ -289,27 +307,8 @@ pub fn compile_gpu(
         let symbols: Vec<String> = stages.iter().map(|stage| format!("{}_{}", whole.symbol, stage.name)).collect();
         let entries: Vec<(&Kernel, &str)> = kernels.iter().zip(symbols.iter().map(String::as_str)).collect();
         let compiled = nvptx::compile_kernels(&entries, &layout, family, nvptx::Want::default())?;
-        let kernel_signature = match direction {
-            Direction::Forward => &signature.forward,
-            Direction::ForwardSaving => &signature.forward_saving,
-            Direction::Backward => &signature.backward,
-        };
-        let count = |n: usize| u32::try_from(n).expect("a block is smaller than 2³² bytes");
-        let launches = symbols.iter().zip(&compiled.lowered.launches).map(|(symbol, launch)| GpuKernel {
-            symbol: symbol.clone(),
-            threads: count(launch.threads),
-            shared_bytes: count(launch.shared_bytes),
-            workspace_bytes: launch.workspace_bytes as u64,
-            grid: launch.grid,
-        });
-        let module = GpuModule {
-            arch: family.name.to_owned(),
-            kernels: launches.collect(),
-            ptx: compiled.ptx,
-            signature: kernel_signature.clone().expect("every tile has its signature"),
-            temporaries: handed.iter().map(|handed| handed.argument(Access::Write)).collect(),
-        };
-        modules.insert(*direction, module);
+        let temporaries = handed.iter().map(|handed| handed.argument(Access::Write)).collect();
+        modules.insert(*direction, module(&symbols, compiled, family, kernel_signature, temporaries));
     }
     let (forward, forward_saving, backward) = (
         modules.remove(&Direction::Forward),
@@ -317,6 +316,44 @@ pub fn compile_gpu(
         modules.remove(&Direction::Backward),
     );
     Ok(GpuRecurrence { signature, forward, forward_saving, backward })
+}
+
+/// A module as its caller sees it.
+#[cfg(feature = "llvm")]
+fn module(
+    symbols: &[String],
+    compiled: nvptx::Compiled,
+    family: &Family,
+    signature: KernelSignature,
+    temporaries: Vec<ArgSignature>,
+) -> GpuModule {
+    let count = |n: usize| u32::try_from(n).expect("a block is smaller than 2³² bytes");
+    let launches = symbols.iter().zip(&compiled.lowered.launches).map(|(symbol, launch)| GpuKernel {
+        symbol: symbol.clone(),
+        threads: count(launch.threads),
+        shared_bytes: count(launch.shared_bytes),
+        workspace_bytes: launch.workspace_bytes as u64,
+        grid: launch.grid,
+    });
+    let kernels = launches.collect();
+    GpuModule { arch: family.name.to_owned(), ptx: compiled.ptx, signature, temporaries, kernels }
+}
+
+/// A graph that goes through tokens one at a time with its states in registers, lowered; none where they do not fit, or
+/// where it does something else.
+#[cfg(feature = "llvm")]
+pub fn in_registers(graph: &Graph, args: &[Arg], symbol: &str) -> Result<Option<Lowered>, CompileError> {
+    match scan_to_nvvm::lower(graph, args, symbol) {
+        Ok(lowered) => Ok(Some(lowered)),
+        Err(CompileError::Limit { .. }) => Ok(None),
+        Err(error @ CompileError::Bug { .. }) => Err(error),
+    }
+}
+
+/// Whether a schedule leaves to the compiler how states are held.
+#[cfg(feature = "llvm")]
+fn is_usual(schedule: &Schedule) -> bool {
+    schedule.stages == Stages::Fused && schedule.threads.is_none()
 }
 
 /// Tokens a chunk when nobody asks: shorter ones leave the tensor cores idle.

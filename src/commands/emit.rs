@@ -9,6 +9,8 @@ use chunkwise_compiler::graph::ir::Graph;
 use chunkwise_compiler::lower::graph_to_tile;
 use chunkwise_compiler::lower::program_to_graph::program_to_graph;
 use chunkwise_compiler::reference;
+#[cfg(feature = "llvm")]
+use chunkwise_compiler::target::nvptx;
 use chunkwise_compiler::tile::ir::Kernel;
 use chunkwise_compiler::{graph, pass, pipeline, tile};
 use chunkwise_dsl::instance::Instance;
@@ -255,7 +257,13 @@ fn from_graph(arguments: &Arguments, mut graph: Graph, dump: &mut Dump) -> Resul
         Some(_) => artifact::options_for_gpu(dtype_tokens),
         None => graph_to_tile::Options { dtype_tokens, ..graph_to_tile::Options::default() },
     };
-    from_tile(arguments, graph_to_tile::lower(&graph, &options)?, dump)
+    let kernel = graph_to_tile::lower(&graph, &options)?;
+    if let Some(arch) = arguments.gpu().filter(|_| arguments.to > Stage::Tile)
+        && let Some(text) = in_registers(arguments, arch, &graph, &kernel, dump)?
+    {
+        return Ok(text);
+    }
+    from_tile(arguments, kernel, dump)
 }
 
 fn from_tile(arguments: &Arguments, kernel: Kernel, dump: &mut Dump) -> Result<String, Failure> {
@@ -293,16 +301,47 @@ fn machine_code(to: Stage, kernel: &Kernel, dump: &mut Dump) -> Result<String, F
     last.ok_or_else(|| Failure::Ours("the stage came back without a text".to_owned()))
 }
 
+/// Code that goes through tokens with the states in registers, where that is how this graph is run.
+#[cfg(feature = "llvm")]
+fn in_registers(
+    arguments: &Arguments,
+    arch: Arch,
+    graph: &Graph,
+    kernel: &Kernel,
+    dump: &mut Dump,
+) -> Result<Option<String>, Failure> {
+    let Some(lowered) = artifact::in_registers(graph, &kernel.args, "kernel")? else { return Ok(None) };
+    let family = crate::gpu::family(arch)?;
+    let compiled = nvptx::compile_lowered(lowered, &["kernel"], family, texts(arguments, dump))?;
+    gpu_text(arguments, arch, compiled, dump).map(Some)
+}
+
+#[cfg(not(feature = "llvm"))]
+fn in_registers(_: &Arguments, _: Arch, _: &Graph, _: &Kernel, _: &mut Dump) -> Result<Option<String>, Failure> {
+    Err(engine::no_compiler())
+}
+
+/// The texts that are wanted on the way.
+#[cfg(feature = "llvm")]
+fn texts(arguments: &Arguments, dump: &Dump) -> nvptx::Want {
+    nvptx::Want { mlir: true, llvm: arguments.to == Stage::Llvm || dump.folder.is_some() }
+}
+
 #[cfg(feature = "llvm")]
 fn gpu_code(arguments: &Arguments, arch: Arch, kernel: &Kernel, dump: &mut Dump) -> Result<String, Failure> {
-    use chunkwise_compiler::target::nvptx::{Want, compile_kernels};
-    use chunkwise_runtime::cuda::assemble::{Assembler, disassemble};
     let Some(dtype) = arguments.dtype.compiled() else {
         return Err(Failure::Input("kernels take f32, bf16 or f16; float64 is for the interpreters".to_owned()));
     };
     let family = crate::gpu::family(arch)?;
-    let want = Want { mlir: true, llvm: arguments.to == Stage::Llvm || dump.folder.is_some() };
-    let compiled = compile_kernels(&[(kernel, "kernel")], &artifact::layout(dtype, None, family), family, want)?;
+    let layout = artifact::layout(dtype, None, family);
+    let compiled = nvptx::compile_kernels(&[(kernel, "kernel")], &layout, family, texts(arguments, dump))?;
+    gpu_text(arguments, arch, compiled, dump)
+}
+
+/// The text asked for of compiled code.
+#[cfg(feature = "llvm")]
+fn gpu_text(arguments: &Arguments, arch: Arch, compiled: nvptx::Compiled, dump: &mut Dump) -> Result<String, Failure> {
+    use chunkwise_runtime::cuda::assemble::{Assembler, disassemble};
     dump.file("kernel.mlir", &compiled.lowered.text)?;
     if arguments.to == Stage::Mlir {
         return Ok(compiled.lowered.text);
