@@ -18,12 +18,22 @@ pub const ACCESS: usize = 16;
 const MOST_VALUES: usize = 168;
 /// Registers beside values: addresses, sums under way.
 const OTHER_REGISTERS: usize = 48;
+/// Values that leave a thread content with [`FEW_REGISTERS`].
+const FEW_VALUES: usize = 117;
+/// Registers a thread is held to where that does: sixteen warps run at once.
+const FEW_REGISTERS: usize = 128;
+/// Warps of a block that is told how many registers its threads may take.
+const LARGE: usize = 8;
 /// Registers of a multiprocessor.
 const ALL_REGISTERS: usize = 1 << 16;
+/// Bytes of states that should be under way on a multiprocessor at once.
+const UNDER_WAY: usize = 1 << 17;
 /// Warps a block may have.
 const MOST_WARPS: usize = 16;
 /// Blocks an item may have.
 const MOST_BLOCKS: usize = 1 << 12;
+/// Tokens whose tensors are read together, at most.
+const MOST_TOKENS: usize = 8;
 /// Dimensions dealt out; the others stand whole in every thread.
 const DEALT: usize = 3;
 
@@ -31,8 +41,10 @@ const DEALT: usize = 3;
 struct Facts {
     /// Dimensions of each state, in their order in memory.
     states: Vec<Vec<DimId>>,
-    /// Dimensions of each tensor of a token or a head.
-    given: Vec<Vec<DimId>>,
+    /// Dimensions of each tensor of a token.
+    tokens: Vec<Vec<DimId>>,
+    /// Dimensions of each tensor of a head.
+    heads: Vec<Vec<DimId>>,
     /// Sums: dimensions of the result, and those summed over.
     sums: Vec<(Vec<DimId>, Vec<DimId>)>,
     /// Dimensions that a thread must hold whole.
@@ -42,8 +54,19 @@ struct Facts {
     sizes: Vec<usize>,
 }
 
+/// How a token runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Choice {
+    /// How its values are dealt out.
+    pub spread: Spread,
+    /// Registers a thread is held to, if it is.
+    pub registers: Option<usize>,
+    /// Tokens whose tensors are read together, a power of two.
+    pub tokens: usize,
+}
+
 /// Deals a token out.
-pub fn choose(graph: &Graph, states: DType) -> Result<Spread, CompileError> {
+pub fn choose(graph: &Graph, states: DType) -> Result<Choice, CompileError> {
     let facts = facts(graph, states);
     let mut dealt: Vec<DimId> =
         facts.states.iter().flatten().copied().filter(|dim| !facts.whole.contains(dim)).collect();
@@ -62,7 +85,15 @@ pub fn choose(graph: &Graph, states: DType) -> Result<Spread, CompileError> {
         Trial { facts: &facts, dealt: &dealt, blocked, innermost: largest.last().copied(), best: &mut best };
     tried.deal(&mut Vec::new(), WARP, MOST_WARPS);
     match best {
-        Some((_, spread)) => Ok(spread),
+        Some((_, spread)) => {
+            let [state, tokens, heads] = facts.values(&spread);
+            // The assembler finds the number that suits small blocks by itself; of large ones only one would run.
+            let few = spread.warps >= LARGE && state + tokens + heads <= FEW_VALUES;
+            let registers = few.then_some(FEW_REGISTERS);
+            let at_once = FEW_VALUES.saturating_sub(state + heads) / tokens.max(1);
+            let tokens = 1 << at_once.clamp(1, MOST_TOKENS).ilog2();
+            Ok(Choice { spread, registers, tokens })
+        }
         None => Err(refuse("a token whose values do not fit the registers of a block of threads")),
     }
 }
@@ -70,7 +101,8 @@ pub fn choose(graph: &Graph, states: DType) -> Result<Spread, CompileError> {
 fn facts(graph: &Graph, states: DType) -> Facts {
     let mut facts = Facts {
         states: graph.carries.iter().map(|carry| carry.layout.clone()).collect(),
-        given: Vec::new(),
+        tokens: Vec::new(),
+        heads: Vec::new(),
         sums: Vec::new(),
         whole: Vec::new(),
         run: ACCESS / states.bytes(),
@@ -78,7 +110,8 @@ fn facts(graph: &Graph, states: DType) -> Facts {
     };
     for node in &graph.nodes {
         match &node.op {
-            Op::Input { kind: InputKind::Token | InputKind::Head, .. } => facts.given.push(node.dims.clone()),
+            Op::Input { kind: InputKind::Token, .. } => facts.tokens.push(node.dims.clone()),
+            Op::Input { kind: InputKind::Head, .. } => facts.heads.push(node.dims.clone()),
             Op::Sum(_, over) | Op::Contract(_, _, over) => facts.sums.push((node.dims.clone(), over.clone())),
             Op::MaxOver(_, dim) => facts.sums.push((node.dims.clone(), vec![*dim])),
             Op::Index(_, dim, _) | Op::Stack(_, dim) => facts.whole.push(*dim),
@@ -175,11 +208,16 @@ impl Trial<'_> {
 }
 
 impl Facts {
+    /// Registers that states take, tensors of a token, and tensors of a head.
+    fn values(&self, spread: &Spread) -> [usize; 3] {
+        [&self.states, &self.tokens, &self.heads].map(|list| list.iter().map(|dims| spread.registers(dims)).sum())
+    }
+
     /// What a way to deal out costs, in parts of the time that the states' way through memory takes; none if it cannot
     /// be had.
     fn cost(&self, spread: &Spread) -> Option<f64> {
-        let state: usize = self.states.iter().map(|layout| spread.registers(layout)).sum();
-        let given: usize = self.given.iter().map(|dims| spread.registers(dims)).sum();
+        let [state, tokens, heads] = self.values(spread);
+        let given = tokens + heads;
         let values = state + given;
         if values > MOST_VALUES || (values + OTHER_REGISTERS) * WARP * spread.warps > ALL_REGISTERS {
             return None;
@@ -209,15 +247,27 @@ impl Facts {
             let steps: u32 = over().map(|share| share.lanes.ilog2()).sum();
             let results = spread.registers(result);
             cost += 0.2 * f64::from(steps) * results as f64 * per_state;
-            if over().any(|share| share.warps > 1) {
-                cost += 0.15;
+            let warps: usize = over().map(|share| share.warps).product();
+            if warps > 1 {
+                cost += 0.15 + 0.2 * (warps * results) as f64 * per_state;
             }
         }
         // What every thread does before it holds anything, and what it holds beside the states.
         cost += if meets { 1.0 } else { 0.1 } * per_state;
         cost += 0.05 * given as f64 * per_state;
-        cost += 0.3 * values.saturating_sub(112) as f64 / 64.0;
-        cost += 0.02 * f64::from(spread.warps.ilog2().abs_diff(2)) + 0.0005 * state as f64;
+        cost += 0.02 * f64::from(spread.warps.ilog2().abs_diff(2));
+        // Threads that share nothing may be many.
+        cost += if meets { 0.0005 } else { 0.01 } * state as f64;
+        // Few blocks at once wait for memory together, and then compute together.
+        let registers = if values <= FEW_VALUES { FEW_REGISTERS } else { values + OTHER_REGISTERS / 2 };
+        let at_once = (ALL_REGISTERS / (registers * WARP * spread.warps)).max(1);
+        if meets {
+            let under_way = at_once * spread.warps * WARP * state * size_of::<f32>();
+            cost += 0.3 * (UNDER_WAY as f64 / under_way as f64 - 1.0).max(0.0) + if at_once == 1 { 0.2 } else { 0.0 };
+        }
+        // Lanes and warps that only repeat what others do.
+        let busy: usize = spread.shares.iter().map(|share| share.lanes * share.warps).product();
+        cost += 1.0 - busy as f64 / (WARP * spread.warps) as f64;
         Some(cost)
     }
 }

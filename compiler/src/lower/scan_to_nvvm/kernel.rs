@@ -3,7 +3,7 @@
 //! Comes in: the graph of a token and how it is dealt out. Goes out: the text of the entry. Values are
 //! [`super::value`]'s, tensors [`super::memory`]'s.
 
-use super::choose::{choose, steady};
+use super::choose::{Choice, choose, steady};
 use super::memory::Seen;
 use super::spread::{Spread, WARP};
 use super::token::refuse;
@@ -13,7 +13,7 @@ use crate::lower::tile_to_mlir::functions::Functions;
 use crate::lower::tile_to_mlir::writer::{Ty, Val, Writer};
 use crate::lower::tile_to_nvvm::Launch;
 use crate::lower::tile_to_nvvm::call::{self, Tensor, element};
-use crate::lower::tile_to_nvvm::text::{self, Address};
+use crate::lower::tile_to_nvvm::text;
 use crate::tile::ir::Arg;
 use chunkwise_abi::DType;
 use chunkwise_abi::gpu::Grid;
@@ -39,8 +39,9 @@ pub struct Scanning<'k> {
     pub found: Vec<Vec<Option<Val>>>,
     /// Nodes that are the same for every token.
     steady: Vec<bool>,
-    /// Shared memory handed out, in bytes.
+    /// Shared memory handed out, in bytes, and how much of it before the first token.
     pub shared_bytes: usize,
+    steady_bytes: usize,
 }
 
 /// The entry of one kernel.
@@ -58,7 +59,7 @@ pub fn lower(
         name.as_ref().and_then(|name| args.iter().find(|arg| arg.name == *name)).map(|arg| arg.dtype)
     };
     let states = graph.carries.iter().find_map(|carry| dtype(&carry.last)).unwrap_or(DType::F32);
-    let spread = choose(graph, states)?;
+    let Choice { spread, registers, tokens } = choose(graph, states)?;
     let grid = match u32::try_from(spread.blocks).expect("blocks are few") {
         1 => Grid::Item,
         blocks => Grid::Blocks { blocks },
@@ -66,28 +67,36 @@ pub fn lower(
     let mut w = Writer::new(1);
     let called = call::read(&mut w, args, grid);
     let mut scanning = Scanning::new(graph, spread, w, functions);
-    let tensors: HashMap<&str, (&Arg, Tensor)> =
+    let tensors: Tensors<'_> =
         args.iter().zip(&called.tensors).map(|(arg, tensor)| (arg.name.as_str(), (arg, *tensor))).collect();
-    scanning.body(&tensors, called.length)?;
+    scanning.body(&tensors, called.length, tokens)?;
     let (shared_bytes, threads) = (scanning.shared_bytes, WARP * scanning.spread.warps);
     let entry = scanning.w.finish(&call::entry(symbol, args.len()));
-    Ok((entry, Launch { threads, shared_bytes, workspace_bytes: 0, grid }))
+    Ok((entry, Launch { threads, registers, shared_bytes, workspace_bytes: 0, grid }))
 }
 
-/// A tensor that is read or written for every token.
-struct PerToken {
+/// Tensors by name.
+type Tensors<'t> = HashMap<&'t str, (&'t Arg, Tensor)>;
+
+/// A tensor of the item.
+struct Whole {
     tensor: Tensor,
     skip: Option<Val>,
     layout: Vec<DimId>,
     dtype: DType,
 }
 
-impl PerToken {
+impl Whole {
+    /// All of it, where it has no tokens.
+    fn whole(&self) -> Seen<'_> {
+        Seen { base: self.tensor.base, skip: self.skip, layout: &self.layout, dtype: self.dtype }
+    }
+
     /// As it lies for a token.
-    fn seen(&self, w: &mut Writer, token: Val) -> Seen<'_> {
+    fn of(&self, w: &mut Writer, token: Val) -> Seen<'_> {
         let moved = w.op("mul", token, self.tensor.stride, Ty::I64);
         let base = text::element(w, self.tensor.base, moved, Ty::I64, element(self.dtype));
-        Seen { base, skip: self.skip, layout: &self.layout, dtype: self.dtype }
+        Seen { base, ..self.whole() }
     }
 }
 
@@ -110,6 +119,7 @@ impl<'k> Scanning<'k> {
             found,
             steady: steady(graph),
             shared_bytes: 0,
+            steady_bytes: 0,
         };
         for dim in 0..graph.dims.len() {
             let part = scanning.first_position(dim);
@@ -199,24 +209,16 @@ impl<'k> Scanning<'k> {
         others.map(|others| self.w.icmp("eq", others, zero, Ty::I32))
     }
 
-    fn body(&mut self, tensors: &HashMap<&str, (&Arg, Tensor)>, length: Val) -> Result<(), CompileError> {
+    fn body(&mut self, tensors: &Tensors, length: Val, at_once: usize) -> Result<(), CompileError> {
         let graph = self.graph;
-        let find = |name: &str| {
-            tensors.get(name).copied().ok_or_else(|| CompileError::Bug {
-                pass: "scan-to-nvvm",
-                message: format!("`{name}` is no argument of the kernel"),
-                dump: crate::graph::text::print(graph),
-            })
-        };
         // The states are under way before anything else is.
         let mut states = Vec::new();
         for carry in &graph.carries {
             let dims = &graph.node(carry.input).dims;
             let values = match &carry.init {
                 Some(name) => {
-                    let (arg, tensor) = find(name)?;
-                    let skip = self.skip(&carry.layout);
-                    self.load(&seen(&tensor.base, skip, &carry.layout, arg), dims)
+                    let tensor = self.seen(tensors, name, &carry.layout)?;
+                    self.load(&tensor.whole(), dims)
                 }
                 None => vec![self.w.f32(0.0, 0); self.spread.registers(dims)],
             };
@@ -231,63 +233,95 @@ impl<'k> Scanning<'k> {
             if *kind == InputKind::Carry || !used.contains(&id) {
                 continue;
             }
-            let (arg, tensor) = find(name)?;
-            let skip = self.skip(layout);
+            let tensor = self.seen(tensors, name, layout)?;
             if *kind == InputKind::Head {
-                let values = self.load(&seen(&tensor.base, skip, layout, arg), &node.dims);
-                self.found[at] = values.into_iter().map(Some).collect();
+                let values = self.load(&tensor.whole(), &node.dims);
+                self.give(id, &values);
             } else {
-                inputs.push((at, PerToken { tensor, skip, layout: layout.clone(), dtype: arg.dtype }));
+                inputs.push((id, tensor));
             }
         }
         for (name, node) in &graph.outputs {
-            let (arg, tensor) = find(name)?;
             let layout = graph.output_layout(name);
-            let skip = self.skip(&layout);
-            outputs.push((*node, PerToken { tensor, skip, layout, dtype: arg.dtype }));
+            outputs.push((*node, self.seen(tensors, name, &layout)?));
         }
         self.find_steady();
+        self.steady_bytes = self.shared_bytes;
 
-        let (none, one) = (self.w.i64(0), self.w.i64(1));
-        let start: Vec<(Val, Ty)> = states.iter().map(|value| (*value, Ty::F32)).collect();
+        let mut first = self.w.i64(0);
+        if at_once > 1 {
+            let mask = self.w.i64(-i64::try_from(at_once).expect("a few tokens"));
+            let last = self.w.op("and", length, mask, Ty::I64);
+            states = self.turns(&inputs, &outputs, &states, [first, last], at_once);
+            first = last;
+        }
+        let states = self.turns(&inputs, &outputs, &states, [first, length], 1);
+        self.keep(tensors, &states)
+    }
+
+    /// Goes through tokens, so many at once: what is read for them is under way before the first is computed. Gives the
+    /// states after the last.
+    fn turns(
+        &mut self,
+        inputs: &[(NodeId, Whole)],
+        outputs: &[(NodeId, Whole)],
+        states: &[Val],
+        [from, to]: [Val; 2],
+        at_once: usize,
+    ) -> Vec<Val> {
+        let graph = self.graph;
         let outside = self.found.clone();
-        let turn = self.w.open_loop_carrying(none, length, one, Ty::I64, &start);
-        let token = turn.var;
-        let mut left = &turn.values[..];
-        for carry in &graph.carries {
-            let (here, rest) = left.split_at(self.found[carry.input.index()].len());
-            self.found[carry.input.index()] = here.iter().copied().map(Some).collect();
-            left = rest;
+        let start: Vec<(Val, Ty)> = states.iter().map(|value| (*value, Ty::F32)).collect();
+        let step = self.w.i64(i64::try_from(at_once).expect("a few tokens"));
+        let turn = self.w.open_loop_carrying(from, to, step, Ty::I64, &start);
+        // What was summed before the first token keeps its shared memory; every turn uses the same beyond that.
+        let shared_before = std::mem::replace(&mut self.shared_bytes, self.steady_bytes);
+        let mut given = Vec::new();
+        for n in 0..at_once {
+            let more = self.w.i64(i64::try_from(n).expect("a few tokens"));
+            let token = if n == 0 { turn.var } else { self.w.op("add", turn.var, more, Ty::I64) };
+            let mut here = Vec::new();
+            for (id, input) in inputs {
+                let seen = input.of(&mut self.w, token);
+                here.push((*id, self.load(&seen, &graph.node(*id).dims)));
+            }
+            given.push((token, here));
         }
-        for (at, input) in &inputs {
-            let seen = input.seen(&mut self.w, token);
-            let values = self.load(&seen, &graph.nodes[*at].dims);
-            self.found[*at] = values.into_iter().map(Some).collect();
+        let mut states = turn.values.clone();
+        for (token, here) in given {
+            self.found.clone_from(&outside);
+            let mut left = &states[..];
+            for carry in &graph.carries {
+                let (own, rest) = left.split_at(self.found[carry.input.index()].len());
+                self.give(carry.input, own);
+                left = rest;
+            }
+            for (id, values) in here {
+                self.give(id, &values);
+            }
+            for (id, output) in outputs {
+                let values = self.values(*id);
+                let seen = output.of(&mut self.w, token);
+                self.store(&seen, &graph.node(*id).dims, &values);
+            }
+            states = graph.carries.iter().flat_map(|carry| self.values(carry.output)).collect();
         }
-        for (node, output) in &outputs {
-            let values = self.values(*node);
-            let seen = output.seen(&mut self.w, token);
-            self.store(&seen, &graph.node(*node).dims, &values);
-        }
-        let mut next = Vec::new();
-        for carry in &graph.carries {
-            next.extend(self.values(carry.output));
-        }
-        if self.shared_bytes > 0 {
-            // The next token writes where this one's sums are read.
+        if self.shared_bytes > self.steady_bytes {
+            // The next turn writes where this one's sums are read.
             text::barrier(&mut self.w);
         }
-        let states = self.w.end_carried(&turn, &next);
+        self.shared_bytes = self.shared_bytes.max(shared_before);
         self.found = outside;
-        self.keep(&states, &find)
+        self.w.end_carried(&turn, &states)
+    }
+
+    /// Says what the values of a node are.
+    fn give(&mut self, id: NodeId, values: &[Val]) {
+        self.found[id.index()] = values.iter().copied().map(Some).collect();
     }
 
     /// Writes the states after the last token.
-    fn keep<'t>(
-        &mut self,
-        states: &[Val],
-        find: &impl Fn(&str) -> Result<(&'t Arg, Tensor), CompileError>,
-    ) -> Result<(), CompileError> {
+    fn keep(&mut self, tensors: &Tensors, states: &[Val]) -> Result<(), CompileError> {
         let graph = self.graph;
         // Where several threads have read an element of a state, all have done so before one writes it.
         let mut shared = false;
@@ -303,12 +337,23 @@ impl<'k> Scanning<'k> {
             let (here, rest) = left.split_at(self.spread.registers(dims));
             left = rest;
             if let Some(name) = &carry.last {
-                let (arg, tensor) = find(name)?;
-                let skip = self.skip(&carry.layout);
-                self.store(&seen(&tensor.base, skip, &carry.layout, arg), dims, here);
+                let tensor = self.seen(tensors, name, &carry.layout)?;
+                self.store(&tensor.whole(), dims, here);
             }
         }
         Ok(())
+    }
+
+    /// A tensor, as this thread sees it.
+    fn seen(&mut self, tensors: &Tensors, name: &str, layout: &[DimId]) -> Result<Whole, CompileError> {
+        let Some((arg, tensor)) = tensors.get(name) else {
+            return Err(CompileError::Bug {
+                pass: "scan-to-nvvm",
+                message: format!("`{name}` is no argument of the kernel"),
+                dump: crate::graph::text::print(self.graph),
+            });
+        };
+        Ok(Whole { tensor: *tensor, skip: self.skip(layout), layout: layout.to_vec(), dtype: arg.dtype })
     }
 
     /// Computes what is the same for every token, before the first.
@@ -325,8 +370,4 @@ impl<'k> Scanning<'k> {
             }
         }
     }
-}
-
-fn seen<'s>(base: &Address, skip: Option<Val>, layout: &'s [DimId], arg: &Arg) -> Seen<'s> {
-    Seen { base: *base, skip, layout, dtype: arg.dtype }
 }

@@ -85,7 +85,7 @@ pub fn lower(
     lowering.body(&kernel.body, grid)?;
     let entry = lowering.w.finish(&call::entry(symbol, kernel.args.len()));
     let Homes { shared_bytes, workspace_bytes, .. } = lowering.homes;
-    Ok((entry, Launch { threads: options.threads, shared_bytes, workspace_bytes, grid }))
+    Ok((entry, Launch { threads: options.threads, registers: None, shared_bytes, workspace_bytes, grid }))
 }
 
 /// The outermost loop over chunks becomes blocks of the grid if its turns may run in any order and nothing but loads of

@@ -57,6 +57,8 @@ pub struct Options {
 pub struct Launch {
     /// Threads a block.
     pub threads: usize,
+    /// Registers a thread is held to; none leaves it to the assembler.
+    pub registers: Option<usize>,
     /// Dynamic shared memory, in bytes.
     pub shared_bytes: usize,
     /// Workspace a block, in bytes.

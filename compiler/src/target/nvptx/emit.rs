@@ -78,6 +78,9 @@ pub fn compile_lowered(
         };
         entry.set_call_conventions(PTX_KERNEL);
         entry.add_attribute(AttributeLoc::Function, text("nvvm.reqntid", &launch.threads.to_string()));
+        if let Some(registers) = launch.registers {
+            entry.add_attribute(AttributeLoc::Function, text("nvvm.maxnreg", &registers.to_string()));
+        }
         entry.add_attribute(AttributeLoc::Param(0), text("nvvm.grid_constant", ""));
     }
     for function in module.get_functions() {
