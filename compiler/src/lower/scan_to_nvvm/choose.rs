@@ -116,7 +116,28 @@ fn facts(graph: &Graph, states: DType) -> Facts {
             Op::MaxOver(_, dim) => facts.sums.push((node.dims.clone(), vec![*dim])),
             Op::Index(_, dim, _) | Op::Stack(_, dim) => facts.whole.push(*dim),
             Op::Rename(_, from, to) => facts.whole.extend([*from, *to]),
-            _ => {}
+            // The rest stays within a thread; what looks at several tokens was refused.
+            Op::Input { kind: InputKind::Carry | InputKind::Cotangent | InputKind::Saved, .. }
+            | Op::BodyInput(_)
+            | Op::Const(_)
+            | Op::Unary(..)
+            | Op::Binary(..)
+            | Op::Select { .. }
+            | Op::Broadcast(_)
+            | Op::StopGradient(_)
+            | Op::Guard(..)
+            | Op::Diagonal(..)
+            | Op::DiagonalPart(..)
+            | Op::Split(..)
+            | Op::Merge(..)
+            | Op::Segment { .. }
+            | Op::SegmentGrad { .. }
+            | Op::Boundary { .. }
+            | Op::BoundaryGrad { .. }
+            | Op::Gated { .. }
+            | Op::Solve(_)
+            | Op::Scan(_)
+            | Op::ScanResult(..) => {}
         }
     }
     facts

@@ -134,8 +134,8 @@ impl<'k> Scanning<'k> {
         let share = self.spread.shares[dim];
         let block = if share.blocks > 1 { Some(text::register(&mut self.w, "ctaid.x")) } else { None };
         let places = [
-            (share.lanes > 1).then(|| (self.lane, share.lane_step, share.lanes)),
-            (share.warps > 1).then(|| (self.warp, share.warp_step, share.warps)),
+            (share.lanes > 1).then_some((self.lane, share.lane_step, share.lanes)),
+            (share.warps > 1).then_some((self.warp, share.warp_step, share.warps)),
             block.map(|block| (block, 1, share.blocks)),
         ];
         let mut sum: Option<Val> = None;

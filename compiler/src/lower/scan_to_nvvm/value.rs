@@ -150,14 +150,12 @@ impl Scanning<'_> {
 
     fn binary(&mut self, function: Binary, a: NodeId, b: NodeId, dims: &[DimId], register: usize) -> Val {
         let graph = self.graph;
-        let product = |this: &Self, id: NodeId| match graph.node(id).op {
-            Op::Binary(Binary::Mul, x, y) => {
-                let registers = this.spread.split(dims, register);
-                let at = this.spread.beside(&graph.node(id).dims, dims, &registers);
-                // One that is there already needs no second multiplication.
-                this.found[id.index()][at].is_none().then_some((x, y))
-            }
-            _ => None,
+        let product = |this: &Self, id: NodeId| {
+            let Op::Binary(Binary::Mul, x, y) = graph.node(id).op else { return None };
+            let registers = this.spread.split(dims, register);
+            let at = this.spread.beside(&graph.node(id).dims, dims, &registers);
+            // One that is there already needs no second multiplication.
+            this.found[id.index()][at].is_none().then_some((x, y))
         };
         // (factors, addend, negate the product, negate the addend)
         let fused = match function {
