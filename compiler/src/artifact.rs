@@ -19,6 +19,8 @@ use crate::lower::graph_to_tile::{Options, lower};
 #[cfg(feature = "llvm")]
 use crate::lower::graph_to_nvvm::{self, Refusal};
 #[cfg(feature = "llvm")]
+use crate::lower::scan_to_nvvm;
+#[cfg(feature = "llvm")]
 use crate::lower::tile_to_nvvm::{self, Entry, Products};
 use crate::pass;
 use crate::pipeline;
@@ -257,23 +259,64 @@ pub fn compile_gpu(
     schedule: &Schedule,
 ) -> Result<GpuRecurrence, CompileError> {
     let chunk = request.chunk.or(schedule.chunk);
-    let mut derived = derive(instance, &Request { chunk, ..*request })?;
-    let shortest = if dtype == DType::BF16 { CHUNK_IN_REGISTERS } else { SHORTEST_CHUNK };
-    if chunk.is_none() && request.form == Form::Chunkwise && derived.chunk < shortest {
-        derived = derive(instance, &Request { chunk: Some(shortest), ..*request })?;
+    let asked = Request { chunk, ..*request };
+    let in_registers = dtype == DType::BF16 && request.form != Form::Recurrent;
+    if in_registers && chunk.is_none() && request.form == Form::Chunkwise {
+        // Shorter chunks need less room; all directions have the same.
+        for chunk in CHUNKS_IN_REGISTERS {
+            let wanted = Request { chunk: Some(chunk), ..asked };
+            let made = compile_gpu_at(instance, &wanted, parts, dtype, family, schedule, Registers::Everywhere)?;
+            if let Some(made) = made {
+                return Ok(made);
+            }
+        }
     }
+    let derived = derive(instance, &asked)?;
+    let asked = match chunk.is_none() && request.form == Form::Chunkwise && derived.chunk < SHORTEST_CHUNK {
+        true => Request { chunk: Some(SHORTEST_CHUNK), ..asked },
+        false => asked,
+    };
+    let registers = if in_registers { Registers::WherePossible } else { Registers::Nowhere };
+    let made = compile_gpu_at(instance, &asked, parts, dtype, family, schedule, registers)?;
+    Ok(made.expect("tile programs are never refused"))
+}
+
+/// Where values are to stay in registers.
+#[cfg(feature = "llvm")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Registers {
+    /// In every direction, or there is no code.
+    Everywhere,
+    /// In the directions that have nothing that is not done this way.
+    WherePossible,
+    /// In none.
+    Nowhere,
+}
+
+/// Compiles with chunks of a given length; none if values do not stay in registers where they have to.
+#[cfg(feature = "llvm")]
+fn compile_gpu_at(
+    instance: &Instance,
+    request: &Request,
+    parts: Parts,
+    dtype: DType,
+    family: &Family,
+    schedule: &Schedule,
+    where_registers: Registers,
+) -> Result<Option<GpuRecurrence>, CompileError> {
+    let derived = derive(instance, request)?;
     let options = options_for_gpu(dtype);
     let graphs = graphs_after(&derived, parts, pipeline::FOR_GPU)?;
     let whole = tiles_as(graphs.clone(), &options)?;
     let signature = signature(&instance.program.name, &derived, &whole, &vec![0; whole.len()]);
-    // The same, for values in registers, where that is done for the type.
-    let registers = match (dtype, request.form) {
-        (DType::BF16, Form::Chunkwise | Form::Parallel) => {
+    // The same, for values in registers.
+    let registers = match where_registers {
+        Registers::Everywhere | Registers::WherePossible => {
             // Decays inside a block are halved there, which is safe for every gate and needs no declared range.
-            let request = Request { chunk: Some(derived.chunk), inside: Inside::Pairs, ..*request };
-            graphs_after(&derive(instance, &request)?, parts, pipeline::FOR_TENSOR_CORES)?
+            let pairs = Request { inside: Inside::Pairs, ..*request };
+            graphs_after(&derive(instance, &pairs)?, parts, pipeline::FOR_TENSOR_CORES)?
         }
-        (DType::BF16 | DType::F32 | DType::F16, _) => Vec::new(),
+        Registers::Nowhere => Vec::new(),
     };
     let mut modules = std::collections::BTreeMap::new();
     for (at, ((direction, graph), whole)) in graphs.iter().zip(&whole).enumerate() {
@@ -283,6 +326,13 @@ pub fn compile_gpu(
             Direction::Backward => &signature.backward,
         };
         let kernel_signature = kernel_signature.clone().expect("every tile has its signature");
+        if request.form == Form::Recurrent && *direction == Direction::Forward && is_usual(schedule) {
+            let symbol = format!("{}_scan", whole.symbol);
+            if let Some(entry) = in_registers_by_token(graph, &whole.kernel.args, &symbol)? {
+                modules.insert(*direction, module(vec![entry], family, kernel_signature, vec![])?);
+                continue;
+            }
+        }
         let in_registers = match registers.get(at) {
             Some((_, graph)) => {
                 let own = if *schedule == USUAL_SCHEDULE { usual_in_registers(*direction) } else { *schedule };
@@ -292,6 +342,7 @@ pub fn compile_gpu(
         };
         let module = match in_registers {
             Some(module) => Some(module),
+            None if where_registers == Registers::Everywhere => return Ok(None),
             None => gpu_module(graph, whole, &kernel_signature, schedule, family, dtype, false)?,
         };
         modules.insert(*direction, module.expect("tile programs are never refused"));
@@ -301,7 +352,7 @@ pub fn compile_gpu(
         modules.remove(&Direction::ForwardSaving),
         modules.remove(&Direction::Backward),
     );
-    Ok(GpuRecurrence { signature, forward, forward_saving, backward })
+    Ok(Some(GpuRecurrence { signature, forward, forward_saving, backward }))
 }
 
 /// One direction's kernels, of a schedule's stages. With `registers`, values stay in registers; none if some stage has
@@ -326,6 +377,18 @@ fn gpu_module(
         }
         false => entries_of_tiles(&stages, &handed, whole, schedule, family, dtype)?,
     };
+    let temporaries = handed.iter().map(|handed| handed.argument(Access::Write)).collect();
+    module(entries, family, signature.clone(), temporaries).map(Some)
+}
+
+/// A module as its caller sees it.
+#[cfg(feature = "llvm")]
+fn module(
+    entries: Vec<Entry>,
+    family: &Family,
+    signature: KernelSignature,
+    temporaries: Vec<ArgSignature>,
+) -> Result<GpuModule, CompileError> {
     let symbols: Vec<String> = entries.iter().map(|entry| entry.symbol.clone()).collect();
     let compiled = nvptx::compile_kernels(entries, family, nvptx::Want::default())?;
     let count = |n: usize| u32::try_from(n).expect("a block is smaller than 2³² bytes");
@@ -336,13 +399,25 @@ fn gpu_module(
         workspace_bytes: launch.workspace_bytes as u64,
         grid: launch.grid,
     });
-    Ok(Some(GpuModule {
-        arch: family.name.to_owned(),
-        kernels: launches.collect(),
-        ptx: compiled.ptx,
-        signature: signature.clone(),
-        temporaries: handed.iter().map(|handed| handed.argument(Access::Write)).collect(),
-    }))
+    let kernels = launches.collect();
+    Ok(GpuModule { arch: family.name.to_owned(), ptx: compiled.ptx, signature, temporaries, kernels })
+}
+
+/// A graph that goes through tokens one at a time with its states in registers, lowered; none where they do not fit, or
+/// where it does something else.
+#[cfg(feature = "llvm")]
+fn in_registers_by_token(graph: &Graph, args: &[Arg], symbol: &str) -> Result<Option<Entry>, CompileError> {
+    match scan_to_nvvm::lower(graph, args, symbol) {
+        Ok(entry) => Ok(Some(entry)),
+        Err(CompileError::Limit { .. }) => Ok(None),
+        Err(error @ CompileError::Bug { .. }) => Err(error),
+    }
+}
+
+/// Whether a schedule leaves to the compiler how states are held.
+#[cfg(feature = "llvm")]
+fn is_usual(schedule: &Schedule) -> bool {
+    schedule.stages == Stages::Fused && schedule.threads.is_none()
 }
 
 /// Kernels by way of tile programs.
@@ -462,9 +537,9 @@ fn usual_in_registers(direction: Direction) -> Schedule {
 #[cfg(feature = "llvm")]
 const SHORTEST_CHUNK: usize = 32;
 
-/// Tokens a chunk when nobody asks, where values stay in registers.
+/// Tokens a chunk when nobody asks, where values stay in registers: the first of these for which there is room.
 #[cfg(feature = "llvm")]
-const CHUNK_IN_REGISTERS: usize = 64;
+const CHUNKS_IN_REGISTERS: [usize; 2] = [64, 32];
 
 /// The schedule when nobody asks.
 #[cfg(feature = "llvm")]

@@ -11,6 +11,8 @@ mod native;
 mod products;
 #[path = "cpu/random.rs"]
 mod random;
+#[path = "gpu/registers.rs"]
+mod registers;
 #[path = "cpu/statements.rs"]
 mod statements;
 #[path = "cpu/transposes.rs"]

@@ -11,6 +11,8 @@ use chunkwise_compiler::lower::graph_to_tile;
 use chunkwise_compiler::lower::program_to_graph::program_to_graph;
 use chunkwise_compiler::reference;
 use chunkwise_compiler::schedule::Schedule;
+#[cfg(feature = "llvm")]
+use chunkwise_compiler::target::nvptx;
 use chunkwise_compiler::tile::ir::Kernel;
 use chunkwise_compiler::{graph, pass, pipeline, tile};
 use chunkwise_dsl::instance::Instance;
@@ -278,7 +280,8 @@ fn from_graph(arguments: &Arguments, mut graph: Graph, dump: &mut Dump) -> Resul
         Some(_) => artifact::options_for_gpu(dtype_tokens),
         None => graph_to_tile::Options { dtype_tokens, ..graph_to_tile::Options::default() },
     };
-    from_tile(arguments, graph_to_tile::lower(&graph, &options)?, dump)
+    let kernel = graph_to_tile::lower(&graph, &options)?;
+    from_tile(arguments, kernel, dump)
 }
 
 /// The graph of each kernel of a schedule, under what it reads and writes of what they hand on.
@@ -386,7 +389,7 @@ fn sass(arguments: &Arguments, arch: Arch, head: &str, ptx: String, dump: &mut D
 #[cfg(feature = "llvm")]
 fn gpu_code(arguments: &Arguments, arch: Arch, kernel: &Kernel, dump: &mut Dump) -> Result<String, Failure> {
     use chunkwise_compiler::lower::tile_to_nvvm::entry;
-    use chunkwise_compiler::target::nvptx::{Want, compile_kernels};
+    use nvptx::{Want, compile_kernels};
     let Some(dtype) = arguments.dtype.compiled() else {
         return Err(Failure::Input("kernels take f32, bf16 or f16; float64 is for the interpreters".to_owned()));
     };

@@ -17,7 +17,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// The assembler: `CHUNKWISE_PTXAS`, or `ptxas` on the path.
-fn assembler() -> Option<PathBuf> {
+pub fn assembler() -> Option<PathBuf> {
     let named = std::env::var_os("CHUNKWISE_PTXAS").map(PathBuf::from);
     let program = named.unwrap_or_else(|| PathBuf::from("ptxas"));
     Command::new(&program).arg("--version").output().ok().filter(|out| out.status.success()).map(|_| program)
@@ -28,7 +28,8 @@ fn spilled(report: &str) -> Option<&str> {
     report.lines().find(|line| line.contains("bytes stack frame") && !line.trim().starts_with("0 bytes stack frame"))
 }
 
-fn assemble(assembler: &Path, name: &str, module: &GpuModule) -> Vec<String> {
+/// What the assembler says of a module: of its registers and memory, or why it does not take it.
+pub fn report(assembler: &Path, module: &GpuModule) -> Result<String, String> {
     let folder = tempfile::tempdir().unwrap();
     let (ptx, cubin) = (folder.path().join("kernel.ptx"), folder.path().join("kernel.cubin"));
     std::fs::write(&ptx, &module.ptx).unwrap();
@@ -41,9 +42,14 @@ fn assemble(assembler: &Path, name: &str, module: &GpuModule) -> Vec<String> {
         .output()
         .unwrap();
     let report = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
-    if !out.status.success() {
-        return vec![format!("{name}: does not assemble:\n{report}")];
-    }
+    if out.status.success() { Ok(report) } else { Err(report) }
+}
+
+fn assemble(assembler: &Path, name: &str, module: &GpuModule) -> Vec<String> {
+    let report = match report(assembler, module) {
+        Ok(report) => report,
+        Err(report) => return vec![format!("{name}: does not assemble:\n{report}")],
+    };
     if let Some(line) = spilled(&report) {
         println!("{name}: {}", line.trim());
     }

@@ -12,10 +12,11 @@ use super::{Options, Refusal};
 use crate::graph::ir::{DimId, Graph, NodeId, Op};
 use crate::lower::tile_to_mlir::functions::Functions;
 use crate::lower::tile_to_mlir::writer::{Elem, Ty, Val, Writer};
+use crate::lower::tile_to_nvvm::call::Tensor;
 use crate::lower::tile_to_nvvm::text::{self, Address, Pointer};
 use crate::tile::ir::Arg;
 use chunkwise_abi::DType;
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 /// Dimensions a value has at most.
 const MAX_DIMS: usize = 8;
@@ -92,15 +93,6 @@ pub struct Tile {
     pub half: Option<(Val, usize)>,
 }
 
-/// A tensor of the caller, for the item at hand.
-#[derive(Clone, Copy, Debug)]
-pub struct Tensor {
-    /// Its first element.
-    pub base: Address,
-    /// Elements from one leading index to the next, 64 bits.
-    pub stride: Val,
-}
-
 /// The kernel being written.
 pub struct Block<'g> {
     pub graph: &'g Graph,
@@ -113,7 +105,7 @@ pub struct Block<'g> {
     pub ix: Interner,
     /// How often each value is used.
     pub uses: Vec<usize>,
-    pub tensors: BTreeMap<usize, Tensor>,
+    pub tensors: Vec<Tensor>,
     /// Number of the thread in its block.
     pub thread: Val,
     /// Its number in its warp.
@@ -227,7 +219,7 @@ impl<'g> Block<'g> {
             warps,
             ix: Interner::default(),
             uses,
-            tensors: BTreeMap::new(),
+            tensors: Vec::new(),
             thread,
             lane,
             group,

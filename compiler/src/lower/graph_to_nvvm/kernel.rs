@@ -8,10 +8,10 @@ use super::{Options, Refusal};
 use crate::graph::ir::{DimId, Graph, Op};
 use crate::lower::tile_to_mlir::functions::Functions;
 use crate::lower::tile_to_mlir::writer::{Ty, Val};
-use crate::lower::tile_to_nvvm::Launch;
+use crate::lower::tile_to_nvvm::{Launch, call};
 use crate::lower::tile_to_nvvm::text;
 use crate::tile::ir::Arg;
-use chunkwise_abi::gpu::{Grid, call_bytes};
+use chunkwise_abi::gpu::Grid;
 use std::collections::{BTreeSet, HashMap};
 
 /// Times that values may turn out to be needed by other threads than those that compute them.
@@ -63,12 +63,8 @@ pub fn lower(
         let mut block = Block::new(graph, args, options, functions, Some(layout));
         block.parked.clone_from(&parked);
         block.kernel(grid, part)?;
-        let bytes = call_bytes(args.len());
-        let signature = format!(
-            "llvm.func @{symbol}(%0: !llvm.ptr {{llvm.byval = !llvm.array<{bytes} x i8>, llvm.align = 8 : i64}}) attributes {{no_unwind}}"
-        );
-        let entry = block.w.finish(&signature);
-        return Ok((entry, Launch { threads: 32 * options.warps, resident: options.resident, shared_bytes, workspace_bytes: 0, grid }));
+        let entry = block.w.finish(&call::entry(symbol, args.len()));
+        return Ok((entry, Launch { threads: 32 * options.warps, resident: options.resident, registers: None, shared_bytes, workspace_bytes: 0, grid }));
     }
     Err(Refusal::unsupported("so many values that threads ask each other for"))
 }

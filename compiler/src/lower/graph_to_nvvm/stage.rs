@@ -5,16 +5,16 @@
 //! no difference but to save a test.
 
 use super::Refusal;
-use super::block::{Block, Fold, Home, Tensor, Tile};
+use super::block::{Block, Fold, Home, Tile};
 use super::index::Linear;
 use super::memory::Region;
 use super::shape::{STRIP, Shape, extent};
 use crate::graph::ir::{Binary, DimId, InputKind, NodeId, Op, Unary};
-use crate::lower::tile_to_mlir::writer::{Elem, Ty, Val, Writer};
-use crate::lower::tile_to_nvvm::element;
-use crate::lower::tile_to_nvvm::text::{self, Address, Pointer};
-use chunkwise_abi::gpu::{Grid, TENSORS_AT};
-use chunkwise_abi::{DType, Role, TensorArg};
+use crate::lower::tile_to_mlir::writer::{Elem, Ty, Val};
+use crate::lower::tile_to_nvvm::call::{self, element};
+use crate::lower::tile_to_nvvm::text::{self, Address};
+use chunkwise_abi::gpu::Grid;
+use chunkwise_abi::{DType, Role};
 
 /// Inputs with fewer elements a token are read one by one.
 const SHORT: usize = 8;
@@ -68,99 +68,10 @@ enum Way {
 impl Block<'_> {
     /// Finds the sequence, the head, the chunk and the tensors that the graph names.
     pub fn item(&mut self, grid: Grid) {
-        let call = Address { at: self.w.param(0), space: Pointer::Generic };
-        let word = |w: &mut Writer, at: usize, ty: Ty| {
-            let from = text::bytes(w, call, at);
-            text::load(w, from, ty, if ty == Ty::I32 { 4 } else { 8 })
-        };
-        let wide = |w: &mut Writer, val: Val| w.cast("sext", val, Ty::I32, Ty::I64);
-        let w = &mut self.w;
-        let heads = word(w, 4, Ty::I32);
-        let equal_length = word(w, 8, Ty::I64);
-        let offsets = word(w, 24, Ty::I64);
-        let (x, head, sequence) = match grid {
-            Grid::Item => {
-                let item = text::register(w, "ctaid.x");
-                let sequence = w.op("udiv", item, heads, Ty::I32);
-                let before = w.op("mul", sequence, heads, Ty::I32);
-                let head = w.op("sub", item, before, Ty::I32);
-                (item, head, sequence)
-            }
-            Grid::Chunk { .. } | Grid::Blocks { .. } => {
-                (text::register(w, "ctaid.x"), text::register(w, "ctaid.y"), text::register(w, "ctaid.z"))
-            }
-        };
-        self.first = x;
-        let w = &mut self.w;
-        let (heads, head, sequence) = (wide(w, heads), wide(w, head), wide(w, sequence));
-        // Packed sequences: `first` is the first token, and there is no stride from sequence to sequence.
-        let zero = w.i64(0);
-        let packed = w.icmp("ne", offsets, zero, Ty::I64);
-        let results = w.open_if_yielding(packed, 3, Ty::I64);
-        let table = w.raw_value(format_args!("llvm.inttoptr {offsets} : i64 to !llvm.ptr<1>"));
-        let table = Address { at: table, space: Pointer::Global };
-        let at = text::element(w, table, sequence, Ty::I64, Elem::I64);
-        let first = text::load(w, at, Ty::I64, 8);
-        let after = text::bytes(w, at, 8);
-        let last = text::load(w, after, Ty::I64, 8);
-        let length = w.op("sub", last, first, Ty::I64);
-        w.other(&[length, first, first], Ty::I64);
-        let start = w.op("mul", sequence, equal_length, Ty::I64);
-        let found = w.end_yielding(results, &[equal_length, zero, start], Ty::I64);
-        let (length, first, start) = (found[0], found[1], found[2]);
-        let unpacked = w.select(packed, zero, sequence, Ty::I64);
-        self.length = w.cast("trunc", length, Ty::I64, Ty::I32);
-
-        let names = self.tensor_names();
-        for (index, arg) in self.args.iter().enumerate().filter(|(_, arg)| names.contains(&arg.name)) {
-            let w = &mut self.w;
-            let here = TENSORS_AT + index * size_of::<TensorArg>();
-            let data = word(w, here, Ty::I64);
-            let by_sequence = word(w, here + 8, Ty::I64);
-            let stride = word(w, here + 16, Ty::I64);
-            let by_head = word(w, here + 24, Ty::I64);
-            let own_heads = word(w, here + 32, Ty::I64);
-            // Heads are few: 32 bits divide faster.
-            let (all, own) = (w.cast("trunc", heads, Ty::I64, Ty::I32), w.cast("trunc", own_heads, Ty::I64, Ty::I32));
-            let sharing = w.op("udiv", all, own, Ty::I32);
-            let narrow_head = w.cast("trunc", head, Ty::I64, Ty::I32);
-            let own_head = w.op("udiv", narrow_head, sharing, Ty::I32);
-            let own_head = wide(w, own_head);
-            let mut offset = w.op("mul", own_head, by_head, Ty::I64);
-            let mut advance = |w: &mut Writer, index: Val, stride: Val| {
-                let step = w.op("mul", index, stride, Ty::I64);
-                offset = w.op("add", offset, step, Ty::I64);
-            };
-            match arg.role {
-                Role::Head => {}
-                Role::Sequence => advance(w, sequence, by_sequence),
-                Role::Token => {
-                    advance(w, unpacked, by_sequence);
-                    advance(w, first, stride);
-                }
-                Role::Chunk(tokens) => {
-                    let tokens = w.i64(i64::try_from(tokens).expect("a chunk is small"));
-                    let whole = w.op("sdiv", start, tokens, Ty::I64);
-                    let slot = w.op("add", whole, sequence, Ty::I64);
-                    advance(w, slot, stride);
-                }
-            }
-            let at = w.raw_value(format_args!("llvm.inttoptr {data} : i64 to !llvm.ptr<1>"));
-            let base = Address { at, space: Pointer::Global };
-            let base = text::element(w, base, offset, Ty::I64, element(arg.dtype));
-            self.tensors.insert(index, Tensor { base, stride });
-        }
-    }
-
-    /// Names of the tensors that the graph reads and writes.
-    fn tensor_names(&self) -> Vec<String> {
-        let inputs = self.graph.nodes.iter().filter_map(|node| match &node.op {
-            Op::Input { name, kind, .. } if *kind != InputKind::Carry => Some(name.clone()),
-            _ => None,
-        });
-        let results = self.graph.outputs.iter().chain(&self.graph.saves).map(|(name, _)| name.clone());
-        let states = self.graph.carries.iter().flat_map(|carry| [carry.init.clone(), carry.last.clone()]).flatten();
-        inputs.chain(results).chain(states).collect()
+        let found = call::read(&mut self.w, self.args, grid);
+        self.length = self.w.cast("trunc", found.length, Ty::I64, Ty::I32);
+        self.first = text::register(&mut self.w, "ctaid.x");
+        self.tensors = found.tensors;
     }
 
     /// The number of a tensor.
@@ -363,7 +274,7 @@ impl Block<'_> {
         let last = self.w.op("sub", self.length, one, Ty::I32);
         for input in staged {
             let arg = &self.args[input.arg];
-            let tensor = self.tensors[&input.arg];
+            let tensor = self.tensors[input.arg];
             let by_token = arg.role == Role::Token;
             let elem = element(arg.dtype);
             let Op::Input { layout, kind, .. } = self.op(input.node) else { continue };
@@ -568,7 +479,7 @@ impl Block<'_> {
             let node = NodeId(u32::try_from(n).expect("ids have 32 bits"));
             let Op::Input { name, kind: InputKind::Head, layout } = self.op(node) else { continue };
             let arg = self.arg(name)?;
-            let (dtype, base) = (self.args[arg].dtype, self.tensors[&arg].base);
+            let (dtype, base) = (self.args[arg].dtype, self.tensors[arg].base);
             let inner = self.inner_strides(arg, layout);
             let skip = self.part_offset(arg, layout);
             let base = match skip {

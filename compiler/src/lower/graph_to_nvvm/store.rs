@@ -9,7 +9,7 @@ use super::index::Linear;
 use super::shape::{Shape, extent};
 use crate::graph::ir::{Carry, DimId, NodeId};
 use crate::lower::tile_to_mlir::writer::{Elem, Ty, Val};
-use crate::lower::tile_to_nvvm::element;
+use crate::lower::tile_to_nvvm::call::element;
 use crate::lower::tile_to_nvvm::text::{self, Address};
 use chunkwise_abi::{DType, Role};
 
@@ -29,7 +29,7 @@ impl Block<'_> {
         self.ready(x)?;
         let arg = self.arg(name)?;
         let (role, dtype) = (self.args[arg].role, self.args[arg].dtype);
-        let tensor = self.tensors[&arg];
+        let tensor = self.tensors[arg];
         let elem = element(dtype);
         let mut base = tensor.base;
         let mut tokens = None;
@@ -68,7 +68,7 @@ impl Block<'_> {
         let Some(name) = &carry.last else { return Ok(()) };
         let arg = self.arg(name)?;
         let dtype = self.args[arg].dtype;
-        let mut base = self.tensors[&arg].base;
+        let mut base = self.tensors[arg].base;
         if let Some(skip) = self.part_offset(arg, &carry.layout) {
             base = text::element(&mut self.w, base, skip, Ty::I32, element(dtype));
         }
@@ -226,7 +226,7 @@ impl Block<'_> {
             None => None,
             Some(name) => {
                 let arg = self.arg(name)?;
-                let mut base = self.tensors[&arg].base;
+                let mut base = self.tensors[arg].base;
                 let dtype = self.args[arg].dtype;
                 if let Some(skip) = self.part_offset(arg, &carry.layout) {
                     base = text::element(&mut self.w, base, skip, Ty::I32, element(dtype));

@@ -4,9 +4,11 @@
 //! added or subtracted become fused multiply-adds here, so that the result does not depend on what a later pass makes
 //! of them.
 
-use super::kernel::{Lowering, element};
+use super::call::element;
+use super::kernel::Lowering;
 use super::text::{self, Address};
-use crate::lower::tile_to_mlir::writer::{Elem, Ty, Val};
+use crate::lower::tile_to_mlir::functions::Functions;
+use crate::lower::tile_to_mlir::writer::{Elem, Ty, Val, Writer};
 use crate::tile::ir::{Affine, BinaryOp, Compare, Cond, Expr, Index, Memory, Place, UnaryOp, VarId};
 use chunkwise_abi::{DType, Role};
 
@@ -39,7 +41,7 @@ impl Lowering<'_> {
             }
             Expr::Unary(op, x) => {
                 let x = self.expr(x);
-                self.each(&[x], |this, v| this.unary(*op, v[0]))
+                self.each(&[x], |this, v| unary(&mut this.w, this.functions, *op, v[0]))
             }
             Expr::Binary(op, a, b) => self.binary(*op, a, b),
             Expr::Select(cond, a, b) => self.select(cond, a, b),
@@ -66,32 +68,6 @@ impl Lowering<'_> {
                 f(self, &here)
             })
             .collect()
-    }
-
-    fn unary(&mut self, op: UnaryOp, x: Val) -> Val {
-        match op {
-            // The hardware's power of two is right to two units in the last place, and takes its limits at ±∞.
-            UnaryOp::Exp => {
-                let log2_e = self.w.f32(std::f32::consts::LOG2_E, 0);
-                let x = self.w.op("fmul", x, log2_e, Ty::F32);
-                text::intrinsic(&mut self.w, "llvm.nvvm.ex2.approx.ftz.f", &[(x, Ty::F32)], "f32")
-            }
-            UnaryOp::Neg
-            | UnaryOp::Expm1
-            | UnaryOp::Log
-            | UnaryOp::Sqrt
-            | UnaryOp::Recip
-            | UnaryOp::Abs
-            | UnaryOp::Square
-            | UnaryOp::Sign
-            | UnaryOp::Sigmoid
-            | UnaryOp::LogSigmoid
-            | UnaryOp::Softplus
-            | UnaryOp::Tanh
-            | UnaryOp::Sin
-            | UnaryOp::Cos
-            | UnaryOp::Erf => self.functions.unary(&mut self.w, op, x, 0),
-        }
     }
 
     fn binary(&mut self, op: BinaryOp, a: &Expr, b: &Expr) -> Vec<Val> {
@@ -357,6 +333,33 @@ impl Lowering<'_> {
                 text::store(w, narrow, spot.address, "f16", 2);
             }
         }
+    }
+}
+
+/// A function of one number.
+pub fn unary(w: &mut Writer, functions: &mut Functions, op: UnaryOp, x: Val) -> Val {
+    match op {
+        // The hardware's power of two is right to two units in the last place, and takes its limits at ±∞.
+        UnaryOp::Exp => {
+            let log2_e = w.f32(std::f32::consts::LOG2_E, 0);
+            let x = w.op("fmul", x, log2_e, Ty::F32);
+            text::intrinsic(w, "llvm.nvvm.ex2.approx.ftz.f", &[(x, Ty::F32)], "f32")
+        }
+        UnaryOp::Neg
+        | UnaryOp::Expm1
+        | UnaryOp::Log
+        | UnaryOp::Sqrt
+        | UnaryOp::Recip
+        | UnaryOp::Abs
+        | UnaryOp::Square
+        | UnaryOp::Sign
+        | UnaryOp::Sigmoid
+        | UnaryOp::LogSigmoid
+        | UnaryOp::Softplus
+        | UnaryOp::Tanh
+        | UnaryOp::Sin
+        | UnaryOp::Cos
+        | UnaryOp::Erf => functions.unary(w, op, x, 0),
     }
 }
 

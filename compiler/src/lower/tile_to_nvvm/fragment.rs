@@ -115,7 +115,7 @@ impl Lowering<'_> {
     fn four(&mut self, operand: &Operand, row: Val, first: Val, end: Val) -> [Val; 4] {
         let along = text::int(&mut self.w, size(operand.along));
         let start = self.w.op("mul", row, along, Ty::I32);
-        let elem = super::kernel::element(operand.dtype);
+        let elem = super::call::element(operand.dtype);
         if operand.whole_steps {
             let step = text::int(&mut self.w, size(operand.step));
             let moved = self.w.op("mul", first, step, Ty::I32);

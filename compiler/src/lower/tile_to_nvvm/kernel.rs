@@ -3,26 +3,18 @@
 //! Comes in: a [`Kernel`]. Goes out: the text of its entry, taking a parameter as [`chunkwise_abi::gpu`] says. It trusts
 //! the verifier of the tile program: places and variables are in scope and in range.
 
+use super::call::{self, Call, Tensor};
 use super::place::{self, Homes, Space};
 use super::text::{self, Address, Pointer};
 use super::{Launch, Options};
 use crate::error::CompileError;
 use crate::lower::tile_to_mlir::functions::Functions;
-use crate::lower::tile_to_mlir::writer::{Elem, Ty, Val, Writer};
+use crate::lower::tile_to_mlir::writer::{Ty, Val, Writer};
 use crate::tile::ir::{
     Affine, BufferId, Compare, Cond, Expr, Index, Kernel, LocalId, Memory, Order, Stmt, Symbol, VarId,
 };
-use chunkwise_abi::gpu::{Grid, TENSORS_AT, call_bytes};
-use chunkwise_abi::{DType, Role, TensorArg};
+use chunkwise_abi::gpu::Grid;
 use std::collections::{BTreeSet, HashMap};
-
-/// A tensor of the caller, for the item at hand.
-pub(super) struct Tensor {
-    /// Its first element.
-    pub base: Address,
-    /// Elements from one leading index to the next, 64 bits.
-    pub stride: Val,
-}
 
 /// The value of a variable: what it is made of, and lanes that are known to be beside it.
 pub(super) struct Lowering<'k> {
@@ -91,13 +83,10 @@ pub fn lower(
     let grid = grid(kernel);
     lowering.item(grid);
     lowering.body(&kernel.body, grid)?;
-    let bytes = call_bytes(kernel.args.len());
-    let signature = format!(
-        "llvm.func @{symbol}(%0: !llvm.ptr {{llvm.byval = !llvm.array<{bytes} x i8>, llvm.align = 8 : i64}}) attributes {{no_unwind}}"
-    );
-    let entry = lowering.w.finish(&signature);
+    let entry = lowering.w.finish(&call::entry(symbol, kernel.args.len()));
     let Homes { shared_bytes, workspace_bytes, .. } = lowering.homes;
-    Ok((entry, Launch { threads: options.threads, resident: 0, shared_bytes, workspace_bytes, grid }))
+    let threads = options.threads;
+    Ok((entry, Launch { threads, registers: None, resident: 0, shared_bytes, workspace_bytes, grid }))
 }
 
 /// The outermost loop over chunks becomes blocks of the grid if its turns may run in any order and nothing but loads of
@@ -178,97 +167,11 @@ fn is_sequential(stmt: &Stmt) -> bool {
 }
 
 impl Lowering<'_> {
-    /// Finds the sequence, the head and every tensor of the block's item.
+    /// Finds the tensors of the block's item and the block's own memory.
     fn item(&mut self, grid: Grid) {
-        let call = Address { at: self.w.param(0), space: Pointer::Generic };
-        let word = |w: &mut Writer, at: usize, ty: Ty| {
-            let from = text::bytes(w, call, at);
-            text::load(w, from, ty, if ty == Ty::I32 { 4 } else { 8 })
-        };
-        let wide = |w: &mut Writer, val: Val| w.cast("sext", val, Ty::I32, Ty::I64);
-        let w = &mut self.w;
-        let heads = word(w, 4, Ty::I32);
-        let equal_length = word(w, 8, Ty::I64);
-        let workspace = word(w, 16, Ty::I64);
-        let offsets = word(w, 24, Ty::I64);
-        let (block, sequence, head) = match grid {
-            Grid::Item => {
-                let item = text::register(w, "ctaid.x");
-                let sequence = w.op("udiv", item, heads, Ty::I32);
-                let before = w.op("mul", sequence, heads, Ty::I32);
-                let head = w.op("sub", item, before, Ty::I32);
-                (wide(w, item), sequence, head)
-            }
-            Grid::Chunk { .. } | Grid::Blocks { .. } => {
-                let (x, head, sequence) =
-                    (text::register(w, "ctaid.x"), text::register(w, "ctaid.y"), text::register(w, "ctaid.z"));
-                let (columns, rows) = (text::register(w, "nctaid.x"), text::register(w, "nctaid.y"));
-                let (x, y, z) = (wide(w, x), wide(w, head), wide(w, sequence));
-                let (columns, rows) = (wide(w, columns), wide(w, rows));
-                let before = w.op("mul", z, rows, Ty::I64);
-                let row = w.op("add", before, y, Ty::I64);
-                let start = w.op("mul", row, columns, Ty::I64);
-                (w.op("add", start, x, Ty::I64), sequence, head)
-            }
-        };
-        let (heads, head, sequence) = (wide(w, heads), wide(w, head), wide(w, sequence));
-
-        // Packed sequences: `first` is the first token, and there is no stride from sequence to sequence.
-        let zero = w.i64(0);
-        let packed = w.icmp("ne", offsets, zero, Ty::I64);
-        let results = w.open_if_yielding(packed, 3, Ty::I64);
-        let table = w.raw_value(format_args!("llvm.inttoptr {offsets} : i64 to !llvm.ptr<1>"));
-        let table = Address { at: table, space: Pointer::Global };
-        let at = text::element(w, table, sequence, Ty::I64, Elem::I64);
-        let first = text::load(w, at, Ty::I64, 8);
-        let after = text::bytes(w, at, 8);
-        let last = text::load(w, after, Ty::I64, 8);
-        let length = w.op("sub", last, first, Ty::I64);
-        w.other(&[length, first, first], Ty::I64);
-        let start = w.op("mul", sequence, equal_length, Ty::I64);
-        let found = w.end_yielding(results, &[equal_length, zero, start], Ty::I64);
-        let (length, first, start) = (found[0], found[1], found[2]);
-        let unpacked = w.select(packed, zero, sequence, Ty::I64);
-        self.length = Some(w.cast("trunc", length, Ty::I64, Ty::I32));
-
-        for (index, arg) in self.kernel.args.iter().enumerate() {
-            let w = &mut self.w;
-            let here = TENSORS_AT + index * size_of::<TensorArg>();
-            let data = word(w, here, Ty::I64);
-            let by_sequence = word(w, here + 8, Ty::I64);
-            let stride = word(w, here + 16, Ty::I64);
-            let by_head = word(w, here + 24, Ty::I64);
-            let own_heads = word(w, here + 32, Ty::I64);
-            // Heads are few: 32 bits divide faster.
-            let (all, own) = (w.cast("trunc", heads, Ty::I64, Ty::I32), w.cast("trunc", own_heads, Ty::I64, Ty::I32));
-            let sharing = w.op("udiv", all, own, Ty::I32);
-            let narrow_head = w.cast("trunc", head, Ty::I64, Ty::I32);
-            let own_head = w.op("udiv", narrow_head, sharing, Ty::I32);
-            let own_head = wide(w, own_head);
-            let mut offset = w.op("mul", own_head, by_head, Ty::I64);
-            let mut advance = |w: &mut Writer, index: Val, stride: Val| {
-                let step = w.op("mul", index, stride, Ty::I64);
-                offset = w.op("add", offset, step, Ty::I64);
-            };
-            match arg.role {
-                Role::Head => {}
-                Role::Sequence => advance(w, sequence, by_sequence),
-                Role::Token => {
-                    advance(w, unpacked, by_sequence);
-                    advance(w, first, stride);
-                }
-                Role::Chunk(tokens) => {
-                    let tokens = w.i64(i64::try_from(tokens).expect("a chunk is small"));
-                    let whole = w.op("sdiv", start, tokens, Ty::I64);
-                    let slot = w.op("add", whole, sequence, Ty::I64);
-                    advance(w, slot, stride);
-                }
-            }
-            let at = w.raw_value(format_args!("llvm.inttoptr {data} : i64 to !llvm.ptr<1>"));
-            let base = Address { at, space: Pointer::Global };
-            let base = text::element(w, base, offset, Ty::I64, element(arg.dtype));
-            self.tensors.push(Tensor { base, stride });
-        }
+        let Call { block, workspace, length, tensors } = call::read(&mut self.w, &self.kernel.args, grid);
+        self.length = Some(self.w.cast("trunc", length, Ty::I64, Ty::I32));
+        self.tensors = tensors;
 
         let w = &mut self.w;
         let shared = w.raw_value(format_args!("llvm.mlir.addressof @shared : !llvm.ptr<3>"));
@@ -535,14 +438,5 @@ fn stores(stmt: &Stmt) -> bool {
         Stmt::Store { .. } | Stmt::ReduceLanes { .. } | Stmt::Matmul(_) => true,
         Stmt::For { body, .. } | Stmt::If { body, .. } | Stmt::Lanes { body, .. } => body.iter().any(stores),
         Stmt::Local { .. } | Stmt::Assign { .. } => false,
-    }
-}
-
-/// How an element stands in memory.
-pub(crate) fn element(dtype: DType) -> Elem {
-    match dtype {
-        DType::F32 => Elem::F32,
-        DType::BF16 => Elem::I16,
-        DType::F16 => Elem::F16,
     }
 }

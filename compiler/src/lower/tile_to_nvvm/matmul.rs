@@ -4,8 +4,9 @@
 //! the contraction, sixteen steps at a time. The order of the additions depends on the sizes only.
 
 use super::Products;
+use super::call::element;
 use super::fragment::{Operand, Side};
-use super::kernel::{Lowering, element};
+use super::kernel::Lowering;
 use super::place::Space;
 use super::text::{self, Address};
 use crate::lower::tile_to_mlir::writer::{Elem, Ty, Val};

@@ -16,15 +16,14 @@
 //! and what does not fit in the block's part of a workspace in the GPU's memory ([`place`]). Nothing is summed in an
 //! order that depends on time, so results repeat to the last bit.
 
-mod expr;
+pub(super) mod call;
+pub(super) mod expr;
 mod fragment;
 mod kernel;
 mod matmul;
 mod nest;
 mod place;
 pub(super) mod text;
-
-pub(crate) use kernel::element;
 
 use super::tile_to_mlir::functions::Functions;
 use crate::error::CompileError;
@@ -60,6 +59,8 @@ pub struct Launch {
     pub threads: usize,
     /// Blocks that a multiprocessor is to hold at once, if that is to bound their registers; else 0.
     pub resident: usize,
+    /// Registers a thread is held to; none leaves it to the assembler.
+    pub registers: Option<usize>,
     /// Dynamic shared memory, in bytes.
     pub shared_bytes: usize,
     /// Workspace a block, in bytes.

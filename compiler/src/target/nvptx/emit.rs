@@ -66,6 +66,9 @@ pub fn compile_kernels(entries: Vec<Entry>, family: &Family, want: Want) -> Resu
         if launch.resident > 0 {
             entry.add_attribute(AttributeLoc::Function, text("nvvm.minctasm", &launch.resident.to_string()));
         }
+        if let Some(registers) = launch.registers {
+            entry.add_attribute(AttributeLoc::Function, text("nvvm.maxnreg", &registers.to_string()));
+        }
         entry.add_attribute(AttributeLoc::Param(0), text("nvvm.grid_constant", ""));
     }
     for function in module.get_functions() {
