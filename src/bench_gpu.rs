@@ -13,7 +13,7 @@ use serde_json::json;
 use crate::compiled;
 use crate::engine::{Engine, Plan};
 use crate::failure::Failure;
-use crate::gpu::{self, Gpu};
+use crate::gpu::{self, Gpu, Phase};
 use crate::report;
 use crate::verify::case::{Case, Regime};
 use crate::verify::draw::draw;
@@ -107,24 +107,26 @@ pub fn run(wanted: &Wanted, gpu: &Gpu, instance: &Instance, plan: &Plan) -> Resu
         figures.push(Figure { name: run.name, times, floor, extra: resident.extra_bytes() });
     }
     let (compile_time, load_time) = (made.compile_time.unwrap_or(0.0), made.load_time);
-    let measured = Measured { chunk: signature.chunk, compile_time, load_time, bandwidth, figures };
+    let phases = &made.phases;
+    let measured = Measured { chunk: signature.chunk, compile_time, load_time, phases, bandwidth, figures };
     say(wanted, plan, gpu, &program.name, &measured);
     Ok(())
 }
 
 /// Everything that was measured.
-struct Measured {
+struct Measured<'a> {
     chunk: usize,
-    /// Seconds for all three kernels to PTX, and from there to the GPU.
+    /// Seconds for all three directions to PTX, and from there to the GPU.
     compile_time: f64,
     load_time: f64,
+    phases: &'a [Phase],
     bandwidth: f64,
     figures: Vec<Figure>,
 }
 
 fn say(wanted: &Wanted, plan: &Plan, gpu: &Gpu, name: &str, measured: &Measured) {
     let Wanted { batch, length, heads, .. } = *wanted;
-    let Measured { chunk, compile_time, load_time, bandwidth, figures } = measured;
+    let Measured { chunk, compile_time, load_time, phases, bandwidth, figures } = measured;
     let (form, dtype) = (plan.form, plan.precision);
     let tokens = batch as f64 * length as f64;
     let device = gpu.stream.device().facts();
@@ -158,6 +160,12 @@ fn say(wanted: &Wanted, plan: &Plan, gpu: &Gpu, name: &str, measured: &Measured)
             "copy_bytes_per_second": bandwidth,
             "compile_seconds": compile_time,
             "load_seconds": load_time,
+            "phases": phases.iter().map(|phase| json!({
+                "direction": phase.direction.name(),
+                "compile_seconds": phase.compile,
+                "assemble_seconds": phase.assemble,
+                "load_seconds": phase.load,
+            })).collect::<Vec<_>>(),
             "figures": figures.collect::<Vec<_>>(),
         }));
         return;
@@ -191,6 +199,16 @@ fn say(wanted: &Wanted, plan: &Plan, gpu: &Gpu, name: &str, measured: &Measured)
         report::duration(*compile_time),
         report::duration(*load_time)
     ));
+    let seconds = |seconds: f64| report::duration(seconds);
+    for Phase { direction, compile, assemble, load } in *phases {
+        report::say(format_args!(
+            "  {}: compiled in {}, assembled in {}, loaded in {}",
+            direction.name(),
+            seconds(*compile),
+            seconds(*assemble),
+            seconds(*load)
+        ));
+    }
 }
 
 /// Seconds of a kernel: tenths of microseconds count.

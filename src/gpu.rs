@@ -2,10 +2,11 @@
 //! an artifact that runs. Tensors go in and come out in float64, converted here. It never takes the processor for a GPU
 //! that is not there.
 
+use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
-use chunkwise_abi::DType;
-use chunkwise_abi::gpu::GpuRecurrence;
+use chunkwise_abi::gpu::{GpuModule, GpuRecurrence};
+use chunkwise_abi::{DType, Signature};
 use chunkwise_compiler::artifact::{self, Parts};
 use chunkwise_compiler::compile::Request;
 use chunkwise_compiler::schedule::Schedule;
@@ -16,7 +17,7 @@ use chunkwise_runtime::cache::{Cache, Entry, Key, Lookup};
 use chunkwise_runtime::cuda::assemble::{AssembleError, Assembler};
 use chunkwise_runtime::cuda::device::CudaDevice;
 use chunkwise_runtime::cuda::error::CudaError;
-use chunkwise_runtime::cuda::execute::GpuArtifact;
+use chunkwise_runtime::cuda::execute::{Direction, GpuArtifact, ModuleOnGpu, load_module};
 use chunkwise_runtime::cuda::memory::Stream;
 
 use crate::compiled::{build, narrow, widen};
@@ -82,10 +83,25 @@ pub struct OnGpu {
     pub cached: bool,
     /// What the user should know of how it was made.
     pub warning: Option<String>,
-    /// Seconds from the program to PTX; none where it was found.
+    /// Seconds from the program to the last PTX; none where it was found.
     pub compile_time: Option<f64>,
-    /// Seconds from PTX to code that can be launched.
+    /// Seconds from then on until everything can be launched. What was compiled first is assembled before.
     pub load_time: f64,
+    /// What each direction took by itself.
+    pub phases: Vec<Phase>,
+}
+
+/// Seconds of one direction. Directions are made side by side.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Phase {
+    /// Which.
+    pub direction: Direction,
+    /// From the program to PTX; 0 where it was found.
+    pub compile: f64,
+    /// From there to machine code; 0 where the driver does that when it loads.
+    pub assemble: f64,
+    /// From there to what can be launched.
+    pub load: f64,
 }
 
 /// Finds or makes the code.
@@ -111,24 +127,61 @@ pub fn prepare(
     {
         let warning = artifact.warning.take();
         let load_time = started.elapsed().as_secs_f64();
-        return Ok(OnGpu { artifact, cached: true, warning, compile_time: None, load_time });
+        let phases = phases(&artifact, &[]);
+        return Ok(OnGpu { artifact, cached: true, warning, compile_time: None, load_time, phases });
     }
     let started = Instant::now();
-    let made = make(instance, request, parts, dtype, gpu.family, gpu.schedule)?;
-    let compile_time = Some(started.elapsed().as_secs_f64());
-    let started = Instant::now();
-    let mut artifact = load(&made).map_err(failure)?;
-    let load_time = started.elapsed().as_secs_f64();
+    // Each direction goes on to the GPU as soon as it is compiled; the slowest to compile is mostly the slowest to
+    // assemble too, so that little is left to do when it is through.
+    let compiled: Mutex<Vec<(Direction, f64, Result<ModuleOnGpu, CudaError>)>> = Mutex::default();
+    let ready = |direction: artifact::Direction, signature: &Signature, module: &GpuModule| {
+        let seconds = started.elapsed().as_secs_f64();
+        // SAFETY: compiled for this signature here.
+        let loaded = unsafe { load_module(&gpu.stream, module, signature, gpu.assembler.as_ref(), &cache) };
+        let mut compiled = compiled.lock().unwrap_or_else(PoisonError::into_inner);
+        compiled.push((on_gpu(direction), seconds, loaded));
+    };
+    let schedule = gpu.schedule.unwrap_or(artifact::USUAL_SCHEDULE);
+    let made = artifact::compile_gpu_and(instance, request, parts, dtype, gpu.family, &schedule, &ready)?;
+    let mut modules = [None, None, None];
+    let mut times = Vec::new();
+    for (direction, seconds, loaded) in compiled.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        modules[direction as usize] = Some(loaded.map_err(failure)?);
+        times.push((direction, seconds));
+    }
+    let mut artifact = GpuArtifact::of(&gpu.stream, &made.signature, modules).map_err(failure)?;
+    let compile_time = times.iter().map(|(_, seconds)| *seconds).fold(0.0, f64::max);
+    let load_time = started.elapsed().as_secs_f64() - compile_time;
+    let phases = phases(&artifact, &times);
     let object = serde_json::to_vec(&made)
         .map_err(|error| Failure::Ours(format!("the compiled code cannot be written down: {error}")))?;
     if let Err(problem) = cache.put(key, &Entry { signature: made.signature, object }) {
         warning = Some(problem);
     }
     let warning = artifact.warning.take().or(warning.map(|warning| warning.to_string()));
-    Ok(OnGpu { artifact, cached: false, warning, compile_time, load_time })
+    Ok(OnGpu { artifact, cached: false, warning, compile_time: Some(compile_time), load_time, phases })
 }
 
-/// Compiles: the one place where code for GPUs is made to be run.
+/// The runtime's word for a direction.
+fn on_gpu(direction: artifact::Direction) -> Direction {
+    match direction {
+        artifact::Direction::Forward => Direction::Forward,
+        artifact::Direction::ForwardSaving => Direction::ForwardSaving,
+        artifact::Direction::Backward => Direction::Backward,
+    }
+}
+
+fn phases(artifact: &GpuArtifact, compiled: &[(Direction, f64)]) -> Vec<Phase> {
+    let each = artifact.loading.iter().map(|(direction, loading)| Phase {
+        direction: *direction,
+        compile: compiled.iter().find(|(own, _)| own == direction).map_or(0.0, |(_, seconds)| *seconds),
+        assemble: loading.assemble,
+        load: loading.load,
+    });
+    each.collect()
+}
+
+/// Compiles for a library.
 pub fn make(
     instance: &Instance,
     request: &Request,
@@ -153,10 +206,15 @@ fn key(
     Key::of(format!("gpu {} {family:?} {schedule:?} {dtype:?} {parts:?} {request:?} {instance:?}", build()).as_bytes())
 }
 
+/// One call is on a GPU at a time: where a kernel breaks the GPU off, its own call is the one that is told.
+static TURN: Mutex<()> = Mutex::new(());
+
 /// Runs on float64 tensors.
 pub fn run(artifact: &GpuArtifact, tensors: &Bundle, backward: bool) -> Result<Bundle, Failure> {
     let given = narrow(&artifact.signature, tensors)?;
+    let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let results = if backward { artifact.run_backward(&given, None) } else { artifact.run(&given, None) };
+    drop(turn);
     Ok(widen(&results.map_err(failure)?))
 }
 

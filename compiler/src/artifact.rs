@@ -250,6 +250,25 @@ pub fn compile_gpu(
     family: &Family,
     schedule: &Schedule,
 ) -> Result<GpuRecurrence, CompileError> {
+    compile_gpu_and(instance, request, parts, dtype, family, schedule, &|_, _, _| ())
+}
+
+/// What is told of each direction as soon as its module is made.
+#[cfg(feature = "llvm")]
+pub type Ready<'a> = &'a (dyn Fn(Direction, &Signature, &GpuModule) + Sync);
+
+/// The same, each direction on a thread of its own; `ready` is called there while others may still be compiled, so that
+/// what comes next need not wait for them.
+#[cfg(feature = "llvm")]
+pub fn compile_gpu_and(
+    instance: &Instance,
+    request: &Request,
+    parts: Parts,
+    dtype: DType,
+    family: &Family,
+    schedule: &Schedule,
+    ready: Ready,
+) -> Result<GpuRecurrence, CompileError> {
     let chunk = request.chunk.or(schedule.chunk);
     let mut derived = derive(instance, &Request { chunk, ..*request })?;
     if chunk.is_none() && request.form == Form::Chunkwise && derived.chunk < SHORTEST_CHUNK {
@@ -260,8 +279,7 @@ pub fn compile_gpu(
     let graphs = graphs_after(&derived, parts, pipeline::FOR_GPU)?;
     let whole = tiles_as(graphs.clone(), &options)?;
     let signature = signature(&instance.program.name, &derived, &whole, &vec![0; whole.len()]);
-    let mut modules = std::collections::BTreeMap::new();
-    for ((direction, graph), whole) in graphs.iter().zip(&whole) {
+    let compile = |direction: Direction, graph: &Graph, whole: &Tile| {
         let stages = split(graph, schedule)?;
         let mut kernels = Vec::new();
         for stage in &stages {
@@ -309,8 +327,21 @@ pub fn compile_gpu(
             signature: kernel_signature.clone().expect("every tile has its signature"),
             temporaries: handed.iter().map(|handed| handed.argument(Access::Write)).collect(),
         };
-        modules.insert(*direction, module);
-    }
+        ready(direction, &signature, &module);
+        Ok((direction, module))
+    };
+    let compile = &compile;
+    let made = std::thread::scope(|scope| {
+        let each = graphs.iter().zip(&whole);
+        let threads: Vec<_> =
+            each.map(|((direction, graph), whole)| scope.spawn(move || compile(*direction, graph, whole))).collect();
+        // Who joins a thread that panicked goes on panicking.
+        let join = |thread: std::thread::ScopedJoinHandle<_>| {
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        };
+        threads.into_iter().map(join).collect::<Result<Vec<_>, CompileError>>()
+    });
+    let mut modules: std::collections::BTreeMap<Direction, GpuModule> = made?.into_iter().collect();
     let (forward, forward_saving, backward) = (
         modules.remove(&Direction::Forward),
         modules.remove(&Direction::ForwardSaving),

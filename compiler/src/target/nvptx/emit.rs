@@ -1,7 +1,7 @@
 //! Kernels → PTX.
 //!
-//! Comes in: a tile program, how it is laid out, a family. Goes out: the texts asked for. Everything happens in the
-//! calling thread and in contexts of its own. It never runs what it makes.
+//! Comes in: tile programs, how they are laid out, a family. Goes out: the texts asked for. Each kernel is compiled on a
+//! thread of its own and in contexts of its own, and the texts are put together in order. It never runs what it makes.
 
 use super::Family;
 use crate::error::CompileError;
@@ -45,6 +45,56 @@ pub struct Compiled {
 
 /// Compiles kernels to PTX, each to an entry of the given symbol.
 pub fn compile_kernels(
+    kernels: &[(&Kernel, &str)],
+    options: &Options,
+    family: &Family,
+    want: Want,
+) -> Result<Compiled, CompileError> {
+    let [first, rest @ ..] = kernels else { return compile_together(kernels, options, family, want) };
+    let parts = std::thread::scope(|scope| {
+        let compile = |kernel| compile_together(std::slice::from_ref(kernel), options, family, want);
+        let threads: Vec<_> = rest.iter().map(|kernel| scope.spawn(move || compile(kernel))).collect();
+        let mut parts = vec![compile(first)?];
+        for thread in threads {
+            // Who joins a thread that panicked goes on panicking.
+            parts.push(thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?);
+        }
+        Ok::<_, CompileError>(parts)
+    })?;
+    match joined(parts) {
+        Some(compiled) => Ok(compiled),
+        None => compile_together(kernels, options, family, want),
+    }
+}
+
+/// The line of PTX after which definitions begin.
+const HEAD_ENDS: &str = ".address_size 64\n";
+
+/// Several modules as one: the text of the first, and of the others what stands below the head. None where they share
+/// more than the shared memory of a block, which may be declared again: then they have to be one module from the start.
+fn joined(parts: Vec<Compiled>) -> Option<Compiled> {
+    let mut parts = parts.into_iter();
+    let mut whole = parts.next()?;
+    for part in parts {
+        let (head, body) = part.ptx.split_once(HEAD_ENDS)?;
+        let shares =
+            |line: &str| [".func", ".visible .func", ".global", ".const"].iter().any(|it| line.starts_with(it));
+        if whole.ptx.split_once(HEAD_ENDS)?.0 != head || whole.ptx.lines().chain(body.lines()).any(shares) {
+            return None;
+        }
+        whole.ptx.push('\n');
+        whole.ptx.push_str(body);
+        whole.lowered.text.push_str(&part.lowered.text);
+        whole.lowered.launches.extend(part.lowered.launches);
+        if let (Some(llvm), Some(more)) = (&mut whole.llvm, part.llvm) {
+            llvm.push_str(&more);
+        }
+    }
+    Some(whole)
+}
+
+/// Compiles kernels in one module, in this thread.
+fn compile_together(
     kernels: &[(&Kernel, &str)],
     options: &Options,
     family: &Family,
