@@ -4,6 +4,7 @@
 
 use chunkwise_abi::KernelSignature;
 use chunkwise_compiler::artifact::Parts;
+use chunkwise_compiler::schedule::Schedule;
 use chunkwise_dsl::instance::Instance;
 use chunkwise_runtime::batch::{Batch, Sequences};
 use chunkwise_runtime::cuda::execute::Direction;
@@ -11,7 +12,7 @@ use chunkwise_runtime::cuda::measure::{self, Times};
 use serde_json::json;
 
 use crate::compiled;
-use crate::engine::{Engine, Plan};
+use crate::engine::{Amount, Engine, Plan};
 use crate::failure::Failure;
 use crate::gpu::{self, Gpu, Phase};
 use crate::report;
@@ -61,7 +62,7 @@ struct Figure {
 pub fn run(wanted: &Wanted, gpu: &Gpu, instance: &Instance, plan: &Plan) -> Result<(), Failure> {
     let Wanted { batch, length, heads, seconds, .. } = *wanted;
     let program = instance.program;
-    let engine = Engine::prepare_on(gpu, instance, plan, Parts::Both, length)?;
+    let engine = Engine::prepare_on(gpu, instance, plan, Parts::Both, length, Amount { batch, length, heads })?;
     if let Some(warning) = engine.warning() {
         report::complain(format_args!("warning: {warning}"));
     }
@@ -107,8 +108,8 @@ pub fn run(wanted: &Wanted, gpu: &Gpu, instance: &Instance, plan: &Plan) -> Resu
         figures.push(Figure { name: run.name, times, floor, extra: resident.extra_bytes() });
     }
     let (compile_time, load_time) = (made.compile_time.unwrap_or(0.0), made.load_time);
-    let phases = &made.phases;
-    let measured = Measured { chunk: signature.chunk, compile_time, load_time, phases, bandwidth, figures };
+    let (phases, schedule) = (&made.phases, made.schedule);
+    let measured = Measured { chunk: signature.chunk, schedule, compile_time, load_time, phases, bandwidth, figures };
     say(wanted, plan, gpu, &program.name, &measured);
     Ok(())
 }
@@ -116,6 +117,7 @@ pub fn run(wanted: &Wanted, gpu: &Gpu, instance: &Instance, plan: &Plan) -> Resu
 /// Everything that was measured.
 struct Measured<'a> {
     chunk: usize,
+    schedule: Schedule,
     /// Seconds for all three directions to PTX, and from there to the GPU.
     compile_time: f64,
     load_time: f64,
@@ -126,7 +128,7 @@ struct Measured<'a> {
 
 fn say(wanted: &Wanted, plan: &Plan, gpu: &Gpu, name: &str, measured: &Measured) {
     let Wanted { batch, length, heads, .. } = *wanted;
-    let Measured { chunk, compile_time, load_time, phases, bandwidth, figures } = measured;
+    let Measured { chunk, schedule, compile_time, load_time, phases, bandwidth, figures } = measured;
     let (form, dtype) = (plan.form, plan.precision);
     let tokens = batch as f64 * length as f64;
     let device = gpu.stream.device().facts();
@@ -150,6 +152,7 @@ fn say(wanted: &Wanted, plan: &Plan, gpu: &Gpu, name: &str, measured: &Measured)
             "recurrence": name,
             "form": form.name(),
             "chunk": chunk,
+            "schedule": schedule.to_string(),
             "dtype": dtype.name(),
             "batch": batch,
             "length": length,
@@ -171,7 +174,7 @@ fn say(wanted: &Wanted, plan: &Plan, gpu: &Gpu, name: &str, measured: &Measured)
         return;
     }
     report::say(format_args!(
-        "{name}, {} in chunks of {chunk}, {}: B {batch}, T {length}, H {heads} on {} (code for {})",
+        "{name}, {} in chunks of {chunk}, {}: B {batch}, T {length}, H {heads} on {} (code for {}, {schedule})",
         form.name(),
         dtype.name(),
         device.name,

@@ -9,7 +9,9 @@ use chunkwise_abi::gpu::{GpuModule, GpuRecurrence};
 use chunkwise_abi::{DType, Signature};
 use chunkwise_compiler::artifact::{self, Parts};
 use chunkwise_compiler::compile::Request;
+use chunkwise_compiler::derive::form::Form;
 use chunkwise_compiler::schedule::Schedule;
+use chunkwise_compiler::schedule::cost::{self, Load};
 use chunkwise_compiler::target::nvptx::{self, Family};
 use chunkwise_compiler::tensor::Bundle;
 use chunkwise_dsl::instance::Instance;
@@ -21,8 +23,10 @@ use chunkwise_runtime::cuda::execute::{Direction, GpuArtifact, ModuleOnGpu, load
 use chunkwise_runtime::cuda::memory::Stream;
 
 use crate::compiled::{build, narrow, widen};
+use crate::engine::Amount;
 use crate::failure::Failure;
 use crate::options::Arch;
+use crate::tuning::{Bucket, Tuned};
 
 /// A GPU to compute on.
 #[derive(Clone, Debug)]
@@ -31,8 +35,10 @@ pub struct Gpu {
     pub stream: Stream,
     /// What code is made for.
     pub family: &'static Family,
-    /// How work is laid out; none leaves it to the compiler.
+    /// How work is laid out; none leaves it to what was tuned, and then to the compiler.
     pub schedule: Option<Schedule>,
+    /// Whether neither the number of sequences nor their lengths may decide how work is laid out, which changes rounding.
+    pub batch_invariant: bool,
     /// NVIDIA's assembler, where it is installed.
     assembler: Option<Assembler>,
 }
@@ -55,7 +61,41 @@ impl Gpu {
             }));
         }
         let stream = Stream::new(&device).map_err(failure)?;
-        Ok(Gpu { stream, family, schedule, assembler: assembler()? })
+        Ok(Gpu { stream, family, schedule, batch_invariant: false, assembler: assembler()? })
+    }
+
+    fn load(&self, amount: Amount) -> Load {
+        Load::of(amount.batch, amount.heads, amount.length, self.batch_invariant)
+    }
+
+    /// What of an amount decides how work is laid out.
+    pub fn layout(&self, amount: Amount) -> String {
+        self.schedule.map_or_else(|| format!("{:?}", self.load(amount)), |schedule| schedule.to_string())
+    }
+
+    /// How work of an amount is laid out: as asked for, else as was fastest when it was tuned, else as the compiler
+    /// estimates.
+    fn schedule_of(
+        &self,
+        instance: &Instance,
+        request: &Request,
+        parts: Parts,
+        dtype: DType,
+        amount: Amount,
+    ) -> Result<Schedule, Failure> {
+        if let Some(schedule) = self.schedule {
+            return Ok(schedule);
+        }
+        let (load, facts) = (self.load(amount), self.stream.device().facts());
+        let multiprocessors = facts.multiprocessors as usize;
+        if request.form == Form::Chunkwise {
+            let tuned = Tuned { instance, dtype, device: &facts.name, bucket: Bucket::of(&load, multiprocessors) };
+            if let Some(schedule) = tuned.find(parts)? {
+                return Ok(schedule);
+            }
+        }
+        let gpu = cost::Gpu::of(facts.capability, multiprocessors);
+        Ok(artifact::choose_schedule(instance, request, parts, dtype, &gpu, &load)?)
     }
 }
 
@@ -79,6 +119,8 @@ pub fn family(arch: Arch) -> Result<&'static Family, Failure> {
 pub struct OnGpu {
     /// What runs.
     pub artifact: GpuArtifact,
+    /// How it is laid out.
+    pub schedule: Schedule,
     /// Whether it was found in the cache.
     pub cached: bool,
     /// What the user should know of how it was made.
@@ -104,6 +146,9 @@ pub struct Phase {
     pub load: f64,
 }
 
+/// A direction, seconds until it was compiled, and what loading it gave.
+type Made = (Direction, f64, Result<ModuleOnGpu, CudaError>);
+
 /// Finds or makes the code.
 pub fn prepare(
     instance: &Instance,
@@ -112,9 +157,11 @@ pub fn prepare(
     dtype: DType,
     gpu: &Gpu,
     use_cache: bool,
+    amount: Amount,
 ) -> Result<OnGpu, Failure> {
     let (cache, mut warning) = if use_cache { Cache::of_user() } else { (Cache::off(), None) };
-    let key = key(instance, request, parts, dtype, gpu.family, gpu.schedule);
+    let schedule = gpu.schedule_of(instance, request, parts, dtype, amount)?;
+    let key = key(instance, request, parts, dtype, gpu.family, &schedule);
     let load = |recurrence: &GpuRecurrence| {
         // SAFETY: compiled for these signatures, here or by the process that stored both under one checksum.
         unsafe { GpuArtifact::load(&gpu.stream, recurrence, gpu.assembler.as_ref(), &cache) }
@@ -128,12 +175,12 @@ pub fn prepare(
         let warning = artifact.warning.take();
         let load_time = started.elapsed().as_secs_f64();
         let phases = phases(&artifact, &[]);
-        return Ok(OnGpu { artifact, cached: true, warning, compile_time: None, load_time, phases });
+        return Ok(OnGpu { artifact, schedule, cached: true, warning, compile_time: None, load_time, phases });
     }
     let started = Instant::now();
     // Each direction goes on to the GPU as soon as it is compiled; the slowest to compile is mostly the slowest to
     // assemble too, so that little is left to do when it is through.
-    let compiled: Mutex<Vec<(Direction, f64, Result<ModuleOnGpu, CudaError>)>> = Mutex::default();
+    let compiled: Mutex<Vec<Made>> = Mutex::default();
     let ready = |direction: artifact::Direction, signature: &Signature, module: &GpuModule| {
         let seconds = started.elapsed().as_secs_f64();
         // SAFETY: compiled for this signature here.
@@ -141,7 +188,6 @@ pub fn prepare(
         let mut compiled = compiled.lock().unwrap_or_else(PoisonError::into_inner);
         compiled.push((on_gpu(direction), seconds, loaded));
     };
-    let schedule = gpu.schedule.unwrap_or(artifact::USUAL_SCHEDULE);
     let made = artifact::compile_gpu_and(instance, request, parts, dtype, gpu.family, &schedule, &ready)?;
     let mut modules = [None, None, None];
     let mut times = Vec::new();
@@ -159,7 +205,7 @@ pub fn prepare(
         warning = Some(problem);
     }
     let warning = artifact.warning.take().or(warning.map(|warning| warning.to_string()));
-    Ok(OnGpu { artifact, cached: false, warning, compile_time: Some(compile_time), load_time, phases })
+    Ok(OnGpu { artifact, schedule, cached: false, warning, compile_time: Some(compile_time), load_time, phases })
 }
 
 /// The runtime's word for a direction.
@@ -201,7 +247,7 @@ fn key(
     parts: Parts,
     dtype: DType,
     family: &Family,
-    schedule: Option<Schedule>,
+    schedule: &Schedule,
 ) -> Key {
     Key::of(format!("gpu {} {family:?} {schedule:?} {dtype:?} {parts:?} {request:?} {instance:?}", build()).as_bytes())
 }

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use chunkwise::compiled::narrow;
-use chunkwise::engine::request;
+use chunkwise::engine::{Amount, request};
 use chunkwise::gpu::{self, Gpu};
 use chunkwise::precision::Precision;
 use chunkwise::verify::case::{Case, Regime};
@@ -36,6 +36,9 @@ const LARGE: [Sizes; 2] =
 /// Tokens that are drawn; a longer sequence repeats them. A sequence of the second call is one period.
 const DRAWN: usize = 1031;
 
+/// What the code is laid out for.
+const MIDDLING: Amount = Amount { batch: 8, length: 2048, heads: 16 };
+
 /// Free memory it takes.
 const MEMORY: u64 = 90 << 30;
 
@@ -54,7 +57,8 @@ fn more_than_two_to_the_31_elements() {
         let instance = Instance::new(&program, &axes, &BTreeMap::new()).unwrap();
         let gpu = Gpu::open(0, None, None).unwrap();
         let request = request(Form::Chunkwise, None, 0, Parts::Both, Inside::default());
-        let artifact = gpu::prepare(&instance, &request, Parts::Both, DType::BF16, &gpu, false).unwrap().artifact;
+        let artifact =
+            gpu::prepare(&instance, &request, Parts::Both, DType::BF16, &gpu, false, MIDDLING).unwrap().artifact;
         let case = Case {
             seed: 11,
             batch: 1,

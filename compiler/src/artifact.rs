@@ -19,7 +19,9 @@ use crate::lower::tile_to_nvvm::{self, Products};
 use crate::pass;
 use crate::pipeline;
 #[cfg(feature = "llvm")]
-use crate::schedule::{Schedule, Stages};
+use crate::schedule::cost::{Gpu, Load};
+#[cfg(feature = "llvm")]
+use crate::schedule::{Schedule, Stages, choose_for};
 #[cfg(feature = "llvm")]
 use crate::target::cpu::{CpuTarget, Want, compile_kernels};
 #[cfg(feature = "llvm")]
@@ -269,11 +271,7 @@ pub fn compile_gpu_and(
     schedule: &Schedule,
     ready: Ready,
 ) -> Result<GpuRecurrence, CompileError> {
-    let chunk = request.chunk.or(schedule.chunk);
-    let mut derived = derive(instance, &Request { chunk, ..*request })?;
-    if chunk.is_none() && request.form == Form::Chunkwise && derived.chunk < SHORTEST_CHUNK {
-        derived = derive(instance, &Request { chunk: Some(SHORTEST_CHUNK), ..*request })?;
-    }
+    let derived = derive_for_gpu(instance, request, schedule.chunk)?;
     let options = options_for_gpu(dtype);
     let layout = layout(dtype, schedule.threads, family);
     let graphs = graphs_after(&derived, parts, pipeline::FOR_GPU)?;
@@ -350,11 +348,43 @@ pub fn compile_gpu_and(
     Ok(GpuRecurrence { signature, forward, forward_saving, backward })
 }
 
+/// Derives a form for a GPU; a schedule may ask for a chunk.
+#[cfg(feature = "llvm")]
+fn derive_for_gpu(instance: &Instance, request: &Request, chunk: Option<usize>) -> Result<Derived, CompileError> {
+    let chunk = request.chunk.or(chunk);
+    let derived = derive(instance, &Request { chunk, ..*request })?;
+    if chunk.is_none() && request.form == Form::Chunkwise && derived.chunk < SHORTEST_CHUNK {
+        return derive(instance, &Request { chunk: Some(SHORTEST_CHUNK), ..*request });
+    }
+    Ok(derived)
+}
+
+/// The schedule of a form for a GPU and a load, when nobody asks for one. Only chunks give a choice.
+#[cfg(feature = "llvm")]
+pub fn choose_schedule(
+    instance: &Instance,
+    request: &Request,
+    parts: Parts,
+    dtype: DType,
+    gpu: &Gpu,
+    load: &Load,
+) -> Result<Schedule, CompileError> {
+    match request.form {
+        Form::Recurrent | Form::Parallel => Ok(USUAL_SCHEDULE),
+        Form::Chunkwise => {
+            let derived = derive_for_gpu(instance, request, None)?;
+            let graphs = graphs_after(&derived, parts, pipeline::FOR_GPU)?;
+            let graphs: Vec<&Graph> = graphs.iter().map(|(_, graph)| graph).collect();
+            choose_for(&graphs, dtype, gpu, load)
+        }
+    }
+}
+
 /// Tokens a chunk when nobody asks: shorter ones leave the tensor cores idle.
 #[cfg(feature = "llvm")]
 const SHORTEST_CHUNK: usize = 32;
 
-/// The schedule when nobody asks.
+/// The schedule when nobody asks and nothing is known of the load.
 #[cfg(feature = "llvm")]
 pub const USUAL_SCHEDULE: Schedule =
     Schedule { stages: Stages::Fused, chunk: None, threads: None, states: DType::F32, operands: DType::F32 };

@@ -18,7 +18,7 @@ use super::draw::draw;
 use super::random::Random;
 use super::{slices, summary};
 use crate::binding::Leading;
-use crate::engine::{self, Engine, Place, Plan, request};
+use crate::engine::{self, Amount, Engine, Place, Plan, request};
 use crate::failure::Failure;
 use crate::options::{FormChoice, default_sizes};
 use crate::precision::Precision;
@@ -219,13 +219,14 @@ impl<'p> Subject<'p> {
         // Only the parallel form is made for a length.
         let length = if form == FormChoice::Parallel { case.tokens } else { 0 };
         let plan = Plan { form, chunk, precision, inside, threads: None, cache: false };
-        let key = format!("{plan:?} {length} {:?}", case.sizes);
+        let amount = Amount { batch: case.batch, length: case.tokens, heads: case.heads };
+        let key = format!("{plan:?} {length} {:?} {}", case.sizes, self.place.layout(amount));
         // Shrinking asks for many sizes once each; engines of other sizes will not be asked for again.
         if self.engines.len() >= 24 {
             self.engines.clear();
         }
         if !self.engines.contains_key(&key) {
-            let engine = Engine::prepare_at(&self.place, &self.instance(case)?, &plan, Parts::Both, length)?;
+            let engine = Engine::prepare_at(&self.place, &self.instance(case)?, &plan, Parts::Both, length, amount)?;
             self.engines.insert(key.clone(), engine);
         }
         Ok(self.engines.get_mut(&key).expect("it was just put there"))

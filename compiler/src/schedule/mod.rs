@@ -14,6 +14,8 @@
 pub mod cost;
 
 use crate::compile::CHUNKS;
+use crate::error::CompileError;
+use crate::graph::ir::Graph;
 use chunkwise_abi::DType;
 use std::fmt;
 use std::str::FromStr;
@@ -112,6 +114,35 @@ impl fmt::Display for Schedule {
         }
         Ok(())
     }
+}
+
+/// The schedule of a call when nobody asks for one: the same for all directions, the one with the smallest estimate for
+/// them together; of equals, the one with the fewest kernels. Tensors are of type `dtype`.
+pub fn choose_for(
+    graphs: &[&Graph],
+    dtype: DType,
+    gpu: &cost::Gpu,
+    load: &cost::Load,
+) -> Result<Schedule, CompileError> {
+    let mut seconds = Stages::ALL.map(|_| 0.0);
+    for graph in graphs {
+        for (sum, estimate) in seconds.iter_mut().zip(cost::estimates(graph, gpu, load)?) {
+            *sum += estimate.seconds;
+        }
+    }
+    let mut best = 0;
+    for at in 1..seconds.len() {
+        if seconds[at] < seconds[best] {
+            best = at;
+        }
+    }
+    // Products of bfloat16 tensors round their operands to that in any case.
+    let operands = match dtype {
+        DType::BF16 => DType::BF16,
+        DType::F32 | DType::F16 => DType::F32,
+    };
+    let operands = if Stages::ALL[best] == Stages::Fused { DType::F32 } else { operands };
+    Ok(Schedule { operands, ..Schedule::of(Stages::ALL[best]) })
 }
 
 /// Why a text is no schedule, and what to write instead.
