@@ -339,7 +339,6 @@ def cold(group):
                 for it in said.get("phases", [])
             )
             text.append(f"| `{name}` | " + " | ".join(times) + f" | {phases} |")
-            print(text[-1], flush=True)
     (group.options.out / "cold.md").write_text("\n".join(text) + "\n")
     print("\n".join(text))
 
