@@ -16,6 +16,7 @@ It needs torch, fla-core, and a Triton that fla-core takes. The rows are JSON li
 standard error.
 """
 import argparse
+import importlib.util
 import json
 import os
 import statistics
@@ -290,6 +291,15 @@ def measure(name, options):
 
 # ---------------------------------------------------------------- all of them
 
+TOOLKITS = "/usr/local/cuda/bin/ptxas"
+
+
+def has_assembler():
+    """Whether the Triton that would be imported brings its assembler."""
+    found = importlib.util.find_spec("triton")
+    places = (found and found.submodule_search_locations) or []
+    return any(os.path.isfile(os.path.join(place, "backends/nvidia/bin/ptxas")) for place in places)
+
 
 def main():
     words = lambda text: [word for word in text.split(",") if word]  # noqa: E731
@@ -310,10 +320,9 @@ def main():
     folder = tempfile.mkdtemp(prefix="peers-")
     for name in options.only:
         environment = {**os.environ, "TRITON_CACHE_DIR": f"{folder}/{name}", "FLA_CACHE_RESULTS": "0"}
-        # A toolkit's own assembler serves a Triton that was packed without one.
-        own = "/usr/local/cuda/bin/ptxas"
-        if os.path.isfile(own):
-            environment.setdefault("TRITON_PTXAS_PATH", own)
+        # A toolkit's assembler serves a Triton that was packed without one.
+        if not has_assembler() and os.path.isfile(TOOLKITS):
+            environment.setdefault("TRITON_PTXAS_PATH", TOOLKITS)
         command = [sys.executable, os.path.abspath(__file__), "--child", name, "--cap", str(options.cap),
                    "--seconds", str(options.seconds), "--shapes", ",".join(options.shapes)]
         children[name] = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

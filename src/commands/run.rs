@@ -11,7 +11,7 @@ use chunkwise_dsl::program::Program;
 use serde_json::json;
 
 use crate::binding::{self, Extents, Leading};
-use crate::engine::{Amount, Engine, Place, Plan};
+use crate::engine::{Engine, Place, Plan};
 use crate::failure::Failure;
 use crate::options::{FormChoice, InsideChoice, Where, Which};
 use crate::precision::Precision;
@@ -108,7 +108,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
         Place::Cpu => Engine::prepare_for(&instance, &plan, parts, length, items)?,
         #[cfg(feature = "llvm")]
         Place::Gpu(gpu) => {
-            let amount = Amount { batch: extents.batch, length, heads: extents.heads };
+            let amount = crate::engine::Amount { batch: extents.batch, length, heads: extents.heads };
             Engine::prepare_on(&gpu, &instance, &plan, parts, length, amount)?
         }
     };
