@@ -4,6 +4,7 @@
 
 use chunkwise_abi::KernelSignature;
 use chunkwise_compiler::artifact::Parts;
+use chunkwise_compiler::schedule::Schedule;
 use chunkwise_dsl::instance::Instance;
 use chunkwise_runtime::batch::{Batch, Sequences};
 use chunkwise_runtime::cuda::execute::Direction;
@@ -11,9 +12,9 @@ use chunkwise_runtime::cuda::measure::{self, Times};
 use serde_json::json;
 
 use crate::compiled;
-use crate::engine::{Engine, Plan};
+use crate::engine::{Amount, Engine, Plan};
 use crate::failure::Failure;
-use crate::gpu::{self, Gpu};
+use crate::gpu::{self, Gpu, Phase};
 use crate::report;
 use crate::verify::case::{Case, Regime};
 use crate::verify::draw::draw;
@@ -61,7 +62,7 @@ struct Figure {
 pub fn run(wanted: &Wanted, gpu: &Gpu, instance: &Instance, plan: &Plan) -> Result<(), Failure> {
     let Wanted { batch, length, heads, seconds, .. } = *wanted;
     let program = instance.program;
-    let engine = Engine::prepare_on(gpu, instance, plan, Parts::Both, length)?;
+    let engine = Engine::prepare_on(gpu, instance, plan, Parts::Both, length, Amount { batch, length, heads })?;
     if let Some(warning) = engine.warning() {
         report::complain(format_args!("warning: {warning}"));
     }
@@ -107,24 +108,27 @@ pub fn run(wanted: &Wanted, gpu: &Gpu, instance: &Instance, plan: &Plan) -> Resu
         figures.push(Figure { name: run.name, times, floor, extra: resident.extra_bytes() });
     }
     let (compile_time, load_time) = (made.compile_time.unwrap_or(0.0), made.load_time);
-    let measured = Measured { chunk: signature.chunk, compile_time, load_time, bandwidth, figures };
+    let (phases, schedule) = (&made.phases, made.schedule);
+    let measured = Measured { chunk: signature.chunk, schedule, compile_time, load_time, phases, bandwidth, figures };
     say(wanted, plan, gpu, &program.name, &measured);
     Ok(())
 }
 
 /// Everything that was measured.
-struct Measured {
+struct Measured<'a> {
     chunk: usize,
-    /// Seconds for all three kernels to PTX, and from there to the GPU.
+    schedule: Schedule,
+    /// Seconds for all three directions to PTX, and from there to the GPU.
     compile_time: f64,
     load_time: f64,
+    phases: &'a [Phase],
     bandwidth: f64,
     figures: Vec<Figure>,
 }
 
 fn say(wanted: &Wanted, plan: &Plan, gpu: &Gpu, name: &str, measured: &Measured) {
     let Wanted { batch, length, heads, .. } = *wanted;
-    let Measured { chunk, compile_time, load_time, bandwidth, figures } = measured;
+    let Measured { chunk, schedule, compile_time, load_time, phases, bandwidth, figures } = measured;
     let (form, dtype) = (plan.form, plan.precision);
     let tokens = batch as f64 * length as f64;
     let device = gpu.stream.device().facts();
@@ -148,6 +152,7 @@ fn say(wanted: &Wanted, plan: &Plan, gpu: &Gpu, name: &str, measured: &Measured)
             "recurrence": name,
             "form": form.name(),
             "chunk": chunk,
+            "schedule": schedule.to_string(),
             "dtype": dtype.name(),
             "batch": batch,
             "length": length,
@@ -158,12 +163,18 @@ fn say(wanted: &Wanted, plan: &Plan, gpu: &Gpu, name: &str, measured: &Measured)
             "copy_bytes_per_second": bandwidth,
             "compile_seconds": compile_time,
             "load_seconds": load_time,
+            "phases": phases.iter().map(|phase| json!({
+                "direction": phase.direction.name(),
+                "compile_seconds": phase.compile,
+                "assemble_seconds": phase.assemble,
+                "load_seconds": phase.load,
+            })).collect::<Vec<_>>(),
             "figures": figures.collect::<Vec<_>>(),
         }));
         return;
     }
     report::say(format_args!(
-        "{name}, {} in chunks of {chunk}, {}: B {batch}, T {length}, H {heads} on {} (code for {})",
+        "{name}, {} in chunks of {chunk}, {}: B {batch}, T {length}, H {heads} on {} (code for {}, {schedule})",
         form.name(),
         dtype.name(),
         device.name,
@@ -191,6 +202,16 @@ fn say(wanted: &Wanted, plan: &Plan, gpu: &Gpu, name: &str, measured: &Measured)
         report::duration(*compile_time),
         report::duration(*load_time)
     ));
+    let seconds = |seconds: f64| report::duration(seconds);
+    for Phase { direction, compile, assemble, load } in *phases {
+        report::say(format_args!(
+            "  {}: compiled in {}, assembled in {}, loaded in {}",
+            direction.name(),
+            seconds(*compile),
+            seconds(*assemble),
+            seconds(*load)
+        ));
+    }
 }
 
 /// Seconds of a kernel: tenths of microseconds count.

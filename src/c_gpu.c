@@ -19,6 +19,12 @@ struct temporary {
     int64_t chunk, inner, bytes;
 };
 
+/* What a tensor's address and used strides are multiples of, in bytes, and the bytes of an element. */
+struct operand {
+    int role; /* as above */
+    int64_t alignment, bytes;
+};
+
 struct image {
     int major, minor, only_there;
     const char *ptx;
@@ -41,6 +47,7 @@ struct loaded {
 struct module {
     const struct image *images; /* the best first */
     int n_images, n_tensors;
+    const struct operand *operands;
     struct loaded *loaded;
 };
 
@@ -85,6 +92,7 @@ const char *cw_gpu_error(int code) {
     case CW_GPU_WORKSPACE: return "the workspace is too small or not aligned to 256 bytes";
     case CW_GPU_TOO_LARGE: return "there are too many sequences, heads or tokens for one launch";
     case CW_GPU_NO_MEMORY: return "there is no memory in this machine";
+    case CW_GPU_MISALIGNED: return "a tensor begins at an address or has strides that are no multiples of 16 bytes, or of its rows";
     }
     pthread_once(&once, look);
     if (driver.found && driver.text(code, &text) == 0 && text) return text;
@@ -204,6 +212,15 @@ static size_t workspace_size(const struct module *module, const cw_gpu_call *cal
     return (size_t)most;
 }
 
+static int misaligned(const struct operand *it, const cw_tensor *tensor, const cw_gpu_call *call) {
+    int sequences = it->role == 2 || (it->role == 0 && !call->offsets);
+    int time = (it->role == 0 && call->length > 1) || it->role == 3;
+    return (int64_t)((uintptr_t)tensor->data % (uintptr_t)it->alignment) ||
+           (sequences && call->sequences > 1 && tensor->stride_sequence * it->bytes % it->alignment) ||
+           (time && tensor->stride_time * it->bytes % it->alignment) ||
+           (tensor->heads > 1 && tensor->stride_head * it->bytes % it->alignment);
+}
+
 static int launch(struct module *module, const cw_gpu_call *call, void *stream, void *workspace, size_t size) {
     const struct loaded *loaded;
     struct {
@@ -217,6 +234,8 @@ static int launch(struct module *module, const cw_gpu_call *call, void *stream, 
     const struct image *image = loaded->image;
     if (call->sequences < 0 || call->heads < 0 || call->sequences > INT32_MAX || call->heads > INT32_MAX)
         return CW_GPU_TOO_LARGE;
+    for (int i = 0; i < module->n_tensors; i++)
+        if (misaligned(&module->operands[i], &call->tensors[i], call)) return CW_GPU_MISALIGNED;
     uint64_t address = (uint64_t)(uintptr_t)workspace;
     if (workspace_of(image, call) > size || address % 256) return CW_GPU_WORKSPACE;
     memset(&parameter, 0, sizeof parameter);

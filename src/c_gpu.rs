@@ -102,7 +102,8 @@ enum {
     CW_GPU_UNSUITABLE = -3,
     CW_GPU_WORKSPACE = -4,
     CW_GPU_TOO_LARGE = -5,
-    CW_GPU_NO_MEMORY = -6
+    CW_GPU_NO_MEMORY = -6,
+    CW_GPU_MISALIGNED = -7
 };
 
 /* A code in words: one of the above, or the driver's own. */
@@ -112,7 +113,9 @@ const char *cw_gpu_error(int code);
 /* Every function queues its kernels on a stream (CUstream or cudaStream_t; NULL for the default one) of the context
    that is current in the calling thread, waits for nothing, and gives 0 or a code. `workspace` is memory of the GPU,
    aligned to 256 bytes, of at least as many bytes as NAME_gpu_workspace says for the call; it may be used again for the
-   next call on the same stream. The first call in a context loads the code. */
+   next call on the same stream. The first call in a context loads the code. A tensor begins at an address, and has
+   strides, that are multiples of 16 bytes, or of the largest power of two that divides the bytes of its dimensions after
+   the head; memory from an allocator does. */
 ";
 
 /// The source of the library; `numbered` tells the files it takes in, which lie beside it.
@@ -157,12 +160,20 @@ pub fn source(name: &str, functions: &[Function]) -> (String, Vec<(String, Vec<u
                 temporaries.len()
             )
         });
+        let operands = function
+            .signature
+            .args
+            .iter()
+            .map(|arg| format!("    {{{}, {}, {}}},\n", role(arg.role).0, arg.alignment(), arg.dtype.bytes()));
+        // C has no empty arrays.
+        let operands: String = operands.chain(["    {0, 1, 1},\n".to_owned()]).collect();
         let (n_images, n_tensors) = (function.images.len(), function.signature.args.len());
         line(
             &mut text,
             format_args!(
-                "\nstatic const struct image {symbol}_images[] = {{\n{}}};\nstatic struct module {symbol}_module = \
-                 {{{symbol}_images, {n_images}, {n_tensors}, NULL}};\n\nint {symbol}_gpu(const cw_gpu_call *call, void \
+                "\nstatic const struct operand {symbol}_operands[] = {{\n{operands}}};\nstatic const struct image \
+                 {symbol}_images[] = {{\n{}}};\nstatic struct module {symbol}_module = {{{symbol}_images, {n_images}, \
+                 {n_tensors}, {symbol}_operands, NULL}};\n\nint {symbol}_gpu(const cw_gpu_call *call, void \
                  *stream, void *workspace, size_t bytes) {{\n    return launch(&{symbol}_module, call, stream, \
                  workspace, bytes);\n}}\n\nsize_t {symbol}_gpu_workspace(const cw_gpu_call *call) {{\n    return \
                  workspace_size(&{symbol}_module, call);\n}}",
@@ -189,18 +200,23 @@ fn tables(text: &mut String, symbol: &str, image: &Image) {
         );
     }
     line(text, format_args!("}};\nstatic const struct temporary {symbol}_{arch}_temporaries[] = {{"));
-    for ArgSignature { role, inner, dtype, .. } in temporaries {
-        let (role, chunk) = match role {
-            Role::Token => (0, 1),
-            Role::Head => (1, 1),
-            Role::Sequence => (2, 1),
-            Role::Chunk(chunk) => (3, *chunk),
-        };
+    for ArgSignature { role: own, inner, dtype, .. } in temporaries {
+        let (role, chunk) = role(*own);
         let inner: usize = inner.iter().product();
         line(text, format_args!("    {{{role}, {chunk}, {inner}, {}}},", dtype.bytes()));
     }
     // C has no empty arrays.
     line(text, format_args!("    {{0, 1, 0, 0}},\n}};"));
+}
+
+/// The number of a role in the source, and its tokens a chunk.
+fn role(role: Role) -> (u32, usize) {
+    match role {
+        Role::Token => (0, 1),
+        Role::Head => (1, 1),
+        Role::Sequence => (2, 1),
+        Role::Chunk(chunk) => (3, chunk),
+    }
 }
 
 fn line(text: &mut String, line: std::fmt::Arguments) {

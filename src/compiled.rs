@@ -170,7 +170,9 @@ pub fn narrow(signature: &Signature, tensors: &Bundle) -> Result<Tensors, Failur
 /// The tensors were matched with the program before, so what is still wrong with them is wrong here; but for limits.
 pub fn launch(error: LaunchError) -> Failure {
     match &error {
-        LaunchError::TooLong { .. } | LaunchError::TooLarge { .. } => Failure::Input(error.to_string()),
+        LaunchError::TooLong { .. } | LaunchError::TooLarge { .. } | LaunchError::Misaligned { .. } => {
+            Failure::Input(error.to_string())
+        }
         LaunchError::NoKernel { .. }
         | LaunchError::Missing { .. }
         | LaunchError::Type { .. }

@@ -35,6 +35,17 @@ pub struct Plan {
     pub cache: bool,
 }
 
+/// How much a call brings, by which kernels for a GPU are laid out when nobody says how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Amount {
+    /// Sequences.
+    pub batch: usize,
+    /// Tokens of the longest.
+    pub length: usize,
+    /// Heads.
+    pub heads: usize,
+}
+
 /// Where compiled code runs.
 #[derive(Clone, Debug, Default)]
 pub enum Place {
@@ -44,6 +55,20 @@ pub enum Place {
     /// On a GPU.
     #[cfg(feature = "llvm")]
     Gpu(crate::gpu::Gpu),
+}
+
+impl Place {
+    /// What of a call's amount decides how its kernels are laid out: calls with the same may share them.
+    pub fn layout(&self, amount: Amount) -> String {
+        match self {
+            Place::Cpu => {
+                let _ = amount;
+                String::new()
+            }
+            #[cfg(feature = "llvm")]
+            Place::Gpu(gpu) => gpu.layout(amount),
+        }
+    }
 }
 
 /// A recurrence made ready to run.
@@ -116,11 +141,13 @@ impl<'p> Engine<'p> {
         plan: &Plan,
         parts: Parts,
         length: usize,
+        amount: Amount,
     ) -> Result<Engine<'p>, Failure> {
+        let _ = amount;
         match place {
             Place::Cpu => Engine::prepare(instance, plan, parts, length),
             #[cfg(feature = "llvm")]
-            Place::Gpu(gpu) => Engine::prepare_on(gpu, instance, plan, parts, length),
+            Place::Gpu(gpu) => Engine::prepare_on(gpu, instance, plan, parts, length, amount),
         }
     }
 
@@ -132,6 +159,7 @@ impl<'p> Engine<'p> {
         plan: &Plan,
         parts: Parts,
         length: usize,
+        amount: Amount,
     ) -> Result<Engine<'p>, Failure> {
         let (Some(form), Some(dtype)) = (plan.form.derived(), plan.precision.compiled()) else {
             return Err(Failure::Input(
@@ -140,7 +168,7 @@ impl<'p> Engine<'p> {
             ));
         };
         let request = request(form, plan.chunk, length, parts, plan.inside);
-        let made = crate::gpu::prepare(instance, &request, parts, dtype, gpu, plan.cache)?;
+        let made = crate::gpu::prepare(instance, &request, parts, dtype, gpu, plan.cache, amount)?;
         Ok(Engine { instance: instance.clone(), way: Way::OnGpu(Box::new(made)) })
     }
 

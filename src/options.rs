@@ -129,6 +129,9 @@ pub struct Where {
     /// Kernels on a GPU, as in `pass + outputs, chunk 64` [default: the compiler's choice]
     #[arg(long, value_name = "SCHEDULE")]
     pub schedule: Option<chunkwise_compiler::schedule::Schedule>,
+    /// Lay kernels on a GPU out without regard to the number of sequences and their lengths
+    #[arg(long)]
+    pub batch_invariant: bool,
 }
 
 impl Where {
@@ -146,7 +149,11 @@ impl Where {
                 arch.name()
             ))),
             #[cfg(feature = "llvm")]
-            (Device::Cuda(number), arch) => Ok(Place::Gpu(crate::gpu::Gpu::open(number, arch, self.schedule)?)),
+            (Device::Cuda(number), arch) => {
+                let mut gpu = crate::gpu::Gpu::open(number, arch, self.schedule)?;
+                gpu.batch_invariant = self.batch_invariant;
+                Ok(Place::Gpu(gpu))
+            }
             #[cfg(not(feature = "llvm"))]
             (Device::Cuda(_), _) => Err(crate::engine::no_compiler()),
         }

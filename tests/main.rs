@@ -4,4 +4,8 @@
 mod anchored;
 mod cli;
 #[cfg(feature = "llvm")]
+mod large;
+#[cfg(feature = "llvm")]
 mod random;
+#[cfg(feature = "llvm")]
+mod random_gpu;

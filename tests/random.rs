@@ -5,12 +5,13 @@
 //! The long mode: `CHUNKWISE_PROGRAMS=2000 cargo test --release --test all -- --ignored many_random_programs_compiled
 //! --nocapture`, from the seed in `CHUNKWISE_SEED`.
 
+use chunkwise::engine::Place;
 use chunkwise::options::FormChoice;
 use chunkwise::precision::Precision;
 use chunkwise::verify::budget::Share;
 use chunkwise::verify::case::Case;
 use chunkwise::verify::measure::Check;
-use chunkwise::verify::verify_case;
+use chunkwise::verify::{verify_case, verify_case_at};
 use chunkwise_compiler::generate::Sketch;
 use chunkwise_dsl::program::Program;
 use std::collections::BTreeMap;
@@ -18,6 +19,55 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
+
+/// What is tried of the program of a seed.
+pub struct Trial {
+    /// What is checked.
+    pub checks: Vec<Check>,
+    /// Where compiled code runs.
+    pub place: Place,
+    /// Whether sizes are as models have them.
+    pub wide: bool,
+}
+
+impl Trial {
+    /// Forms in float32 on this machine's processor.
+    fn of(forms: &[FormChoice]) -> Trial {
+        let checks = forms.iter().map(|&form| Check::Agrees(form.into(), Precision::F32)).collect();
+        Trial { checks, place: Place::Cpu, wide: false }
+    }
+
+    /// Whether a kernel took the place with it, so that nothing more can be tried there.
+    fn is_lost(&self) -> bool {
+        match &self.place {
+            Place::Cpu => false,
+            Place::Gpu(gpu) => gpu.stream.synchronize().is_err(),
+        }
+    }
+}
+
+/// How many programs are tried, and for how long.
+pub struct Extent {
+    /// The first seed.
+    pub first: u64,
+    /// Programs.
+    pub count: u64,
+    /// Nothing is begun after that.
+    pub within: Duration,
+    /// Enough failures to stop.
+    pub enough: usize,
+    /// How long each is made smaller.
+    pub shrink_for: Duration,
+    /// Whether failures are printed as they come, and how far it is.
+    pub progress: bool,
+}
+
+impl Extent {
+    fn of(first: u64, count: u64, progress: bool) -> Extent {
+        let (within, shrink_for) = (Duration::MAX, Duration::from_secs(60));
+        Extent { first, count, within, enough: 8, shrink_for, progress }
+    }
+}
 
 /// What a program gave.
 #[derive(Default)]
@@ -31,9 +81,8 @@ struct Findings {
     void: bool,
 }
 
-fn compare(program: &Program, case: &Case, forms: &[FormChoice]) -> Result<Findings, String> {
-    let checks: Vec<Check> = forms.iter().map(|&form| Check::Agrees(form.into(), Precision::F32)).collect();
-    let report = verify_case(program, &BTreeMap::new(), &checks, case);
+fn compare(program: &Program, case: &Case, trial: &Trial) -> Result<Findings, String> {
+    let report = verify_case_at(program, &BTreeMap::new(), &trial.checks, case, &trial.place);
     if let Some(failed) = report.failed.first() {
         return Err(match (&failed.finding, &failed.message) {
             (Some(it), _) => {
@@ -62,10 +111,10 @@ fn try_sketch(
     sketch: &Sketch,
     case: Option<&Case>,
     seed: u64,
-    forms: &[FormChoice],
+    trial: &Trial,
 ) -> Option<(Case, Result<Findings, String>)> {
     let program = chunkwise_dsl::compile(&sketch.source()).ok()?.programs.remove(0);
-    let drawn = Case::draw(&program, seed, seed as usize);
+    let drawn = if trial.wide { Case::draw_wide } else { Case::draw }(&program, seed, seed as usize);
     let mut case = match case {
         Some(case) => {
             Case { sizes: drawn.sizes.keys().map(|axis| (axis.clone(), case.sizes[axis])).collect(), ..case.clone() }
@@ -76,7 +125,7 @@ fn try_sketch(
     if let Some(&keys) = case.sizes.get("K") {
         case.sizes.entry("J".to_owned()).and_modify(|size| *size = keys);
     }
-    let result = catch_unwind(AssertUnwindSafe(|| compare(&program, &case, forms))).unwrap_or_else(|panic| {
+    let result = catch_unwind(AssertUnwindSafe(|| compare(&program, &case, trial))).unwrap_or_else(|panic| {
         let words = panic.downcast_ref::<String>().cloned();
         Err(format!(
             "panic: {}",
@@ -86,9 +135,9 @@ fn try_sketch(
     Some((case, result))
 }
 
-fn try_seed(seed: u64, forms: &[FormChoice]) -> Result<Findings, String> {
+fn try_seed(seed: u64, trial: &Trial, shrink_for: Duration) -> Result<Findings, String> {
     let sketch = Sketch::draw(seed);
-    let Some((case, result)) = try_sketch(&sketch, None, seed, forms) else {
+    let Some((case, result)) = try_sketch(&sketch, None, seed, trial) else {
         return Err(format!("seed {seed}: refused\n{}", sketch.source()));
     };
     let message = match result {
@@ -98,18 +147,21 @@ fn try_seed(seed: u64, forms: &[FormChoice]) -> Result<Findings, String> {
         Ok(findings) => return Ok(findings),
         Err(message) => message,
     };
-    Err(format!("seed {seed}: {message}\n{}", shrunk(sketch, case, seed, forms)))
+    if trial.is_lost() {
+        return Err(format!("seed {seed}: {message}\n{case}\n{}", sketch.source()));
+    }
+    Err(format!("seed {seed}: {message}\n{}", shrunk(sketch, case, seed, trial, shrink_for)))
 }
 
 /// The smallest program and case that still fail, as text.
-fn shrunk(mut sketch: Sketch, mut case: Case, seed: u64, forms: &[FormChoice]) -> String {
+fn shrunk(mut sketch: Sketch, mut case: Case, seed: u64, trial: &Trial, shrink_for: Duration) -> String {
     let started = Instant::now();
     let mut message = String::new();
-    let fails = |sketch: &Sketch, case: &Case| match try_sketch(sketch, Some(case), seed, forms) {
+    let fails = |sketch: &Sketch, case: &Case| match try_sketch(sketch, Some(case), seed, trial) {
         Some((_, Err(message))) => Some(message),
         Some((_, Ok(_))) | None => None,
     };
-    'smaller: while started.elapsed() < Duration::from_secs(60) {
+    'smaller: while started.elapsed() < shrink_for {
         for smaller in sketch.smaller() {
             // A smaller program may have axes that the case has no size for.
             let known = chunkwise_dsl::compile(&smaller.source())
@@ -132,7 +184,7 @@ fn shrunk(mut sketch: Sketch, mut case: Case, seed: u64, forms: &[FormChoice]) -
 
 /// What many programs gave together.
 #[derive(Default)]
-struct Tally {
+pub struct Tally {
     programs: usize,
     compared: usize,
     conditioned: usize,
@@ -143,6 +195,11 @@ struct Tally {
 }
 
 impl Tally {
+    /// Programs tried.
+    pub fn programs(&self) -> usize {
+        self.programs
+    }
+
     fn words(&self) -> String {
         let [values, gradients] = self.worst;
         format!(
@@ -162,8 +219,9 @@ impl Tally {
     }
 }
 
-/// Tries programs on all processors. `forms` says which forms of the program of a seed.
-fn try_many(first: u64, count: u64, forms: fn(u64) -> Vec<FormChoice>, progress: bool) -> Tally {
+/// Tries programs on all processors. `trial` says what of the program of a seed.
+pub fn try_many(extent: &Extent, trial: &(dyn Fn(u64) -> Trial + Sync)) -> Tally {
+    let Extent { first, count, within, enough, shrink_for, progress } = *extent;
     let next = AtomicU64::new(first);
     let tally = Mutex::new(Tally::default());
     let started = Instant::now();
@@ -173,10 +231,15 @@ fn try_many(first: u64, count: u64, forms: fn(u64) -> Vec<FormChoice>, progress:
             scope.spawn(|| {
                 loop {
                     let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed >= first + count || tally.lock().expect("no holder panics").failures.len() >= 8 {
+                    let failures = tally.lock().expect("no holder panics").failures.len();
+                    if seed >= first + count || failures >= enough || started.elapsed() >= within {
                         return;
                     }
-                    let result = try_seed(seed, &forms(seed));
+                    let trial = trial(seed);
+                    let result = try_seed(seed, &trial, shrink_for);
+                    if result.is_err() && trial.is_lost() {
+                        next.store(first + count, Ordering::Relaxed);
+                    }
                     let mut tally = tally.lock().expect("no holder panics");
                     tally.programs += 1;
                     match result {
@@ -208,7 +271,7 @@ fn try_many(first: u64, count: u64, forms: fn(u64) -> Vec<FormChoice>, progress:
     tally.into_inner().expect("no holder panics")
 }
 
-fn conclude(tally: &Tally) {
+pub fn conclude(tally: &Tally) {
     println!("{}", tally.words());
     assert!(tally.failures.is_empty(), "{}", tally.failures.join("\n\n"));
     assert!(tally.limited * 100 < tally.programs * 20, "too many programs only a token at a time");
@@ -229,7 +292,7 @@ fn programs_that_once_went_wrong_compiled() {
         let program = chunkwise_dsl::compile(source).expect("the source is a program").programs.remove(0);
         for number in 0..4 {
             let case = Case::draw(&program, 3, number);
-            let findings = compare(&program, &case, &[FormChoice::Chunkwise, FormChoice::Recurrent]);
+            let findings = compare(&program, &case, &Trial::of(&[FormChoice::Chunkwise, FormChoice::Recurrent]));
             let findings = findings.unwrap_or_else(|message| panic!("{name}: {message}"));
             assert!(findings.limit.is_none() && findings.compared > 0, "{name}");
         }
@@ -280,7 +343,7 @@ fn gradients_that_cancel_need_no_allowance() {
         let source = format!("recurrence drawn {{ {source} }}");
         let program = chunkwise_dsl::compile(&source).expect("the source is a program").programs.remove(0);
         let case: Case = case.parse().expect("a case");
-        let findings = compare(&program, &case, &[FormChoice::Chunkwise, FormChoice::Recurrent]);
+        let findings = compare(&program, &case, &Trial::of(&[FormChoice::Chunkwise, FormChoice::Recurrent]));
         let findings = findings.unwrap_or_else(|message| panic!("{case}\n{source}\n{message}"));
         assert!(findings.compared > 0 && findings.conditioned == 0, "{case}\n{source}");
     }
@@ -298,7 +361,7 @@ fn a_difference_of_computed_numbers_is_allowed_their_rounding() {
             "seed={seed},batch=1,tokens=7,heads=3,groups=1,chunk=48,init=yes,regime=saturated,size.K=1,size.V=3"
         );
         let case: Case = case.parse().expect("a case");
-        let findings = compare(&program, &case, &[FormChoice::Chunkwise, FormChoice::Recurrent]);
+        let findings = compare(&program, &case, &Trial::of(&[FormChoice::Chunkwise, FormChoice::Recurrent]));
         findings.unwrap_or_else(|message| panic!("{case}\n{message}"));
     }
 }
@@ -327,16 +390,21 @@ fn random_programs_compiled() {
     // The chunkwise form of every program, and the others by turns.
     let forms =
         |seed: u64| vec![FormChoice::Chunkwise, [FormChoice::Recurrent, FormChoice::Parallel][seed as usize % 2]];
-    conclude(&try_many(0, 64, forms, false));
+    conclude(&try_many(&Extent::of(0, 64, false), &|seed| Trial::of(&forms(seed))));
 }
 
 #[test]
 #[ignore = "takes long; see the top of this file"]
 fn many_random_programs_compiled() {
-    let number = |name: &str, default: u64| match std::env::var(name) {
+    let extent = Extent::of(number("CHUNKWISE_SEED", 2_000_000), number("CHUNKWISE_PROGRAMS", 2000), true);
+    let forms = [FormChoice::Chunkwise, FormChoice::Recurrent, FormChoice::Parallel];
+    conclude(&try_many(&extent, &|_| Trial::of(&forms)));
+}
+
+/// A number that a variable of the environment gives.
+pub fn number(name: &str, default: u64) -> u64 {
+    match std::env::var(name) {
         Ok(text) => text.parse().unwrap_or_else(|_| panic!("{name} is a whole number, not `{text}`")),
         Err(_) => default,
-    };
-    let forms = |_| vec![FormChoice::Chunkwise, FormChoice::Recurrent, FormChoice::Parallel];
-    conclude(&try_many(number("CHUNKWISE_SEED", 2_000_000), number("CHUNKWISE_PROGRAMS", 2000), forms, true));
+    }
 }

@@ -25,7 +25,9 @@ use crate::lower::tile_to_nvvm::{self, Entry, Products};
 use crate::pass;
 use crate::pipeline;
 #[cfg(feature = "llvm")]
-use crate::schedule::{Schedule, Stages};
+use crate::schedule::cost::{Gpu, Load};
+#[cfg(feature = "llvm")]
+use crate::schedule::{Schedule, Stages, choose_for};
 #[cfg(feature = "llvm")]
 use crate::target::cpu::{CpuTarget, Want, compile_kernels};
 #[cfg(feature = "llvm")]
@@ -258,26 +260,85 @@ pub fn compile_gpu(
     family: &Family,
     schedule: &Schedule,
 ) -> Result<GpuRecurrence, CompileError> {
+    compile_gpu_and(instance, request, parts, dtype, family, schedule, &|_, _, _| ())
+}
+
+/// What is told of each direction as soon as its module is made.
+#[cfg(feature = "llvm")]
+pub type Ready<'a> = &'a (dyn Fn(Direction, &Signature, &GpuModule) + Sync);
+
+/// The same, each direction on a thread of its own; `ready` is called there while others may still be compiled, so that
+/// what comes next need not wait for them.
+#[cfg(feature = "llvm")]
+pub fn compile_gpu_and(
+    instance: &Instance,
+    request: &Request,
+    parts: Parts,
+    dtype: DType,
+    family: &Family,
+    schedule: &Schedule,
+    ready: Ready,
+) -> Result<GpuRecurrence, CompileError> {
+    let (signature, directions) = lowered_for_gpu(instance, request, parts, dtype, family, schedule)?;
+    let compile = |lowered: LoweredDirection| {
+        let LoweredDirection { direction, signature: own, entries, temporaries } = lowered;
+        let module = module(entries, family, own, temporaries)?;
+        ready(direction, &signature, &module);
+        Ok((direction, module))
+    };
+    let compile = &compile;
+    let made = std::thread::scope(|scope| {
+        let threads: Vec<_> = directions.into_iter().map(|lowered| scope.spawn(move || compile(lowered))).collect();
+        // Who joins a thread that panicked goes on panicking.
+        let join = |thread: std::thread::ScopedJoinHandle<_>| {
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        };
+        threads.into_iter().map(join).collect::<Result<Vec<_>, CompileError>>()
+    });
+    let mut modules: std::collections::BTreeMap<Direction, GpuModule> = made?.into_iter().collect();
+    let (forward, forward_saving, backward) = (
+        modules.remove(&Direction::Forward),
+        modules.remove(&Direction::ForwardSaving),
+        modules.remove(&Direction::Backward),
+    );
+    Ok(GpuRecurrence { signature, forward, forward_saving, backward })
+}
+
+/// One direction's kernels, lowered.
+#[cfg(feature = "llvm")]
+struct LoweredDirection {
+    direction: Direction,
+    signature: KernelSignature,
+    entries: Vec<Entry>,
+    temporaries: Vec<ArgSignature>,
+}
+
+/// Lowers a form for a family of GPUs: values in registers where that is done for the type, in the longest chunks for
+/// which every direction has room; by way of tile programs otherwise.
+#[cfg(feature = "llvm")]
+fn lowered_for_gpu(
+    instance: &Instance,
+    request: &Request,
+    parts: Parts,
+    dtype: DType,
+    family: &Family,
+    schedule: &Schedule,
+) -> Result<(Signature, Vec<LoweredDirection>), CompileError> {
     let chunk = request.chunk.or(schedule.chunk);
     let asked = Request { chunk, ..*request };
     let in_registers = dtype == DType::BF16 && request.form != Form::Recurrent;
     if in_registers && chunk.is_none() && request.form == Form::Chunkwise {
-        // Shorter chunks need less room; all directions have the same.
         for chunk in CHUNKS_IN_REGISTERS {
             let wanted = Request { chunk: Some(chunk), ..asked };
-            let made = compile_gpu_at(instance, &wanted, parts, dtype, family, schedule, Registers::Everywhere)?;
-            if let Some(made) = made {
+            if let Some(made) = lowered_at(instance, &wanted, parts, dtype, family, schedule, Registers::Everywhere)? {
                 return Ok(made);
             }
         }
     }
-    let derived = derive(instance, &asked)?;
-    let asked = match chunk.is_none() && request.form == Form::Chunkwise && derived.chunk < SHORTEST_CHUNK {
-        true => Request { chunk: Some(SHORTEST_CHUNK), ..asked },
-        false => asked,
-    };
+    let derived = derive_for_gpu(instance, &asked, None)?;
+    let asked = Request { chunk: (request.form == Form::Chunkwise).then_some(derived.chunk), ..asked };
     let registers = if in_registers { Registers::WherePossible } else { Registers::Nowhere };
-    let made = compile_gpu_at(instance, &asked, parts, dtype, family, schedule, registers)?;
+    let made = lowered_at(instance, &asked, parts, dtype, family, schedule, registers)?;
     Ok(made.expect("tile programs are never refused"))
 }
 
@@ -293,9 +354,9 @@ enum Registers {
     Nowhere,
 }
 
-/// Compiles with chunks of a given length; none if values do not stay in registers where they have to.
+/// Lowers with chunks of a given length; none if values do not stay in registers where they have to.
 #[cfg(feature = "llvm")]
-fn compile_gpu_at(
+fn lowered_at(
     instance: &Instance,
     request: &Request,
     parts: Parts,
@@ -303,7 +364,7 @@ fn compile_gpu_at(
     family: &Family,
     schedule: &Schedule,
     where_registers: Registers,
-) -> Result<Option<GpuRecurrence>, CompileError> {
+) -> Result<Option<(Signature, Vec<LoweredDirection>)>, CompileError> {
     let derived = derive(instance, request)?;
     let options = options_for_gpu(dtype);
     let graphs = graphs_after(&derived, parts, pipeline::FOR_GPU)?;
@@ -318,55 +379,51 @@ fn compile_gpu_at(
         }
         Registers::Nowhere => Vec::new(),
     };
-    let mut modules = std::collections::BTreeMap::new();
+    let mut directions = Vec::new();
     for (at, ((direction, graph), whole)) in graphs.iter().zip(&whole).enumerate() {
-        let kernel_signature = match direction {
+        let own = match direction {
             Direction::Forward => &signature.forward,
             Direction::ForwardSaving => &signature.forward_saving,
             Direction::Backward => &signature.backward,
         };
-        let kernel_signature = kernel_signature.clone().expect("every tile has its signature");
+        let lowered = |(entries, temporaries)| LoweredDirection {
+            direction: *direction,
+            signature: own.clone().expect("every tile has its signature"),
+            entries,
+            temporaries,
+        };
         if request.form == Form::Recurrent && *direction == Direction::Forward && is_usual(schedule) {
             let symbol = format!("{}_scan", whole.symbol);
             if let Some(entry) = in_registers_by_token(graph, &whole.kernel.args, &symbol)? {
-                modules.insert(*direction, module(vec![entry], family, kernel_signature, vec![])?);
+                directions.push(lowered((vec![entry], vec![])));
                 continue;
             }
         }
         let in_registers = match registers.get(at) {
-            Some((_, graph)) => {
-                let own = if *schedule == USUAL_SCHEDULE { usual_in_registers(*direction) } else { *schedule };
-                gpu_module(graph, whole, &kernel_signature, &own, family, dtype, true)?
-            }
+            Some((_, graph)) => kernels(graph, whole, schedule, family, dtype, true)?,
             None => None,
         };
-        let module = match in_registers {
-            Some(module) => Some(module),
+        let made = match in_registers {
+            Some(made) => Some(made),
             None if where_registers == Registers::Everywhere => return Ok(None),
-            None => gpu_module(graph, whole, &kernel_signature, schedule, family, dtype, false)?,
+            None => kernels(graph, whole, schedule, family, dtype, false)?,
         };
-        modules.insert(*direction, module.expect("tile programs are never refused"));
+        directions.push(lowered(made.expect("tile programs are never refused")));
     }
-    let (forward, forward_saving, backward) = (
-        modules.remove(&Direction::Forward),
-        modules.remove(&Direction::ForwardSaving),
-        modules.remove(&Direction::Backward),
-    );
-    Ok(Some(GpuRecurrence { signature, forward, forward_saving, backward }))
+    Ok(Some((signature, directions)))
 }
 
-/// One direction's kernels, of a schedule's stages. With `registers`, values stay in registers; none if some stage has
-/// something that is not done this way.
+/// The kernels of a schedule's stages, and what they hand on. With `registers`, values stay in registers; none if some
+/// stage has something that is not done this way.
 #[cfg(feature = "llvm")]
-fn gpu_module(
+fn kernels(
     graph: &Graph,
     whole: &Tile,
-    signature: &KernelSignature,
     schedule: &Schedule,
     family: &Family,
     dtype: DType,
     registers: bool,
-) -> Result<Option<GpuModule>, CompileError> {
+) -> Result<Option<(Vec<Entry>, Vec<ArgSignature>)>, CompileError> {
     let stages = split(graph, schedule)?;
     // The tensors of a call stand as they would for a single kernel, then what the kernels hand on.
     let handed = temporaries(&stages);
@@ -377,8 +434,7 @@ fn gpu_module(
         }
         false => entries_of_tiles(&stages, &handed, whole, schedule, family, dtype)?,
     };
-    let temporaries = handed.iter().map(|handed| handed.argument(Access::Write)).collect();
-    module(entries, family, signature.clone(), temporaries).map(Some)
+    Ok(Some((entries, handed.iter().map(|handed| handed.argument(Access::Write)).collect())))
 }
 
 /// A module as its caller sees it.
@@ -523,14 +579,36 @@ fn parts(graph: &Graph, wanted: usize) -> Option<(DimId, usize)> {
     (2..=wanted).rev().find(fits).map(|n| (axis, n))
 }
 
-/// The schedule of a direction when nobody asks, where values stay in registers.
+/// Derives a form for a GPU; a schedule may ask for a chunk.
 #[cfg(feature = "llvm")]
-fn usual_in_registers(direction: Direction) -> Schedule {
-    let stages = match direction {
-        Direction::Forward | Direction::ForwardSaving => Stages::Fused,
-        Direction::Backward => Stages::PassOutputs,
-    };
-    Schedule { parts: Some(2), states: DType::BF16, operands: DType::BF16, ..Schedule::of(stages) }
+fn derive_for_gpu(instance: &Instance, request: &Request, chunk: Option<usize>) -> Result<Derived, CompileError> {
+    let chunk = request.chunk.or(chunk);
+    let derived = derive(instance, &Request { chunk, ..*request })?;
+    if chunk.is_none() && request.form == Form::Chunkwise && derived.chunk < SHORTEST_CHUNK {
+        return derive(instance, &Request { chunk: Some(SHORTEST_CHUNK), ..*request });
+    }
+    Ok(derived)
+}
+
+/// The schedule of a form for a GPU and a load, when nobody asks for one. Only chunks give a choice.
+#[cfg(feature = "llvm")]
+pub fn choose_schedule(
+    instance: &Instance,
+    request: &Request,
+    parts: Parts,
+    dtype: DType,
+    gpu: &Gpu,
+    load: &Load,
+) -> Result<Schedule, CompileError> {
+    match request.form {
+        Form::Recurrent | Form::Parallel => Ok(USUAL_SCHEDULE),
+        Form::Chunkwise => {
+            let derived = derive_for_gpu(instance, request, None)?;
+            let graphs = graphs_after(&derived, parts, pipeline::FOR_GPU)?;
+            let graphs: Vec<&Graph> = graphs.iter().map(|(_, graph)| graph).collect();
+            choose_for(&graphs, dtype, gpu, load)
+        }
+    }
 }
 
 /// Tokens a chunk when nobody asks: shorter ones leave the tensor cores idle.
@@ -541,7 +619,7 @@ const SHORTEST_CHUNK: usize = 32;
 #[cfg(feature = "llvm")]
 const CHUNKS_IN_REGISTERS: [usize; 2] = [64, 32];
 
-/// The schedule when nobody asks.
+/// The schedule when nobody asks and nothing is known of the load.
 #[cfg(feature = "llvm")]
 pub const USUAL_SCHEDULE: Schedule =
     Schedule { stages: Stages::Fused, chunk: None, threads: None, parts: None, states: DType::F32, operands: DType::F32 };

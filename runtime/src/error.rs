@@ -51,6 +51,13 @@ pub enum LaunchError {
         /// What is wrong with them.
         why: String,
     },
+    /// A tensor does not lie as kernels on a GPU read it.
+    Misaligned {
+        /// Its name.
+        name: String,
+        /// What its address and strides should be multiples of, in bytes.
+        wanted: usize,
+    },
     /// The form takes no sequence as long as this.
     TooLong {
         /// The recurrence and the form.
@@ -90,6 +97,11 @@ impl std::fmt::Display for LaunchError {
                 "tensor `{name}` has {found} heads, which do not divide the {heads} heads of the largest tensor"
             ),
             LaunchError::Offsets { why } => write!(f, "the offsets of packed sequences {why}"),
+            LaunchError::Misaligned { name, wanted } => write!(
+                f,
+                "tensor `{name}` begins at an address or has strides that are no multiples of {wanted} bytes, as kernels \
+                 on a GPU need them; copy it to memory of its own"
+            ),
             LaunchError::TooLong { form, found, limit } => write!(
                 f,
                 "{form} takes at most {limit} tokens a sequence, this one has {found}; use the chunkwise or the recurrent form"

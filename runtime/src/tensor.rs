@@ -325,7 +325,7 @@ impl HostTensor {
     }
 
     /// The elements as they lie in memory.
-    pub(crate) fn bytes(&self) -> &[u8] {
+    pub fn bytes(&self) -> &[u8] {
         let length = self.n_elements() * self.dtype().bytes();
         // SAFETY: that many bytes start there, all of them set, borrowed as long as `self` is.
         unsafe { std::slice::from_raw_parts(self.address().cast(), length) }

@@ -49,6 +49,9 @@ pub struct Arguments {
     /// How a decay inside a sum is computed within a block of 16 rows
     #[arg(long, value_enum, default_value_t = InsideChoice::Anchored)]
     inside: InsideChoice,
+    /// Take compiled code from the cache and keep it there; then compiling is not measured
+    #[arg(long)]
+    cache: bool,
     #[command(flatten)]
     place: Where,
     #[command(flatten)]
@@ -125,7 +128,7 @@ mod measuring {
             precision: arguments.dtype,
             inside: arguments.inside.into(),
             threads: arguments.threads.map(usize::from),
-            cache: false,
+            cache: arguments.cache,
         };
         let (batch, length, heads) = (arguments.batch as usize, arguments.length as usize, arguments.heads as usize);
         if let Place::Gpu(gpu) = place {

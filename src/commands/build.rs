@@ -95,6 +95,7 @@ mod building {
     use chunkwise_abi::{ABI_VERSION, DType, Manifest, Signature};
     use chunkwise_compiler::artifact::{self, Parts};
     use chunkwise_compiler::compile::Request;
+    use chunkwise_compiler::derive::form::Form;
     use chunkwise_compiler::target::cpu::{CpuTarget, LEVELS, Level};
     use chunkwise_compiler::target::nvptx::Family;
     use chunkwise_dsl::program::Program;
@@ -105,7 +106,7 @@ mod building {
     use crate::options::Arch;
     use crate::source::{Checked, plain};
     use crate::tensors::write_whole;
-    use crate::{c_gpu, c_interface, gpu, report};
+    use crate::{c_gpu, c_interface, gpu, report, tuning};
 
     /// What was asked for.
     enum Targets {
@@ -119,6 +120,8 @@ mod building {
         header: String,
         example: String,
         makefile: String,
+        /// Records of tuning, by the names of their files.
+        tuning: Vec<(String, String)>,
     }
 
     pub fn run(arguments: &Arguments) -> Result<(), Failure> {
@@ -140,12 +143,17 @@ mod building {
         };
         let json = serde_json::to_string_pretty(&made.manifest)
             .map_err(|error| Failure::Ours(format!("the manifest cannot be written: {error}")))?;
-        let files = [
+        let mut files = vec![
             (format!("{name}.json"), format!("{json}\n")),
             (format!("{name}.h"), made.header),
             ("example.c".to_owned(), made.example),
             ("Makefile".to_owned(), made.makefile),
         ];
+        if !made.tuning.is_empty() {
+            let folder = arguments.output.join("tuning");
+            std::fs::create_dir_all(&folder).map_err(|error| cannot(&folder, &error))?;
+            files.extend(made.tuning.into_iter().map(|(file, text)| (format!("tuning/{file}"), text)));
+        }
         for (file, text) in &files {
             write_whole(&arguments.output.join(file), text.as_bytes())?;
         }
@@ -186,6 +194,7 @@ mod building {
             header: c_interface::header(name, &manifest),
             example: c_interface::example(name, &manifest, programs),
             makefile: c_interface::makefile(name),
+            tuning: vec![],
             manifest,
         })
     }
@@ -201,12 +210,17 @@ mod building {
         let assembler = gpu::assembler()?;
         let mut recurrences: Vec<GpuRecurrence> = Vec::new();
         let mut functions = Vec::new();
+        let mut tuning = Vec::new();
         for program in programs {
             let instance = arguments.which.instance(program)?;
+            let records = tuning::records(&instance, dtype)?;
             let mut made = Vec::new();
             for family in families {
-                made.push(gpu::make(&instance, request, Parts::Both, dtype, family, None)?);
+                // Only chunks give a choice.
+                let tuned = tuning::of_library(&records, family.name).filter(|_| request.form == Form::Chunkwise);
+                made.push(gpu::make(&instance, request, Parts::Both, dtype, family, tuned)?);
             }
+            tuning.extend(records.into_iter().map(|record| (record.file, record.text)));
             functions.extend(c_gpu::functions(&made, assembler.as_ref())?);
             recurrences.extend(made);
         }
@@ -225,7 +239,7 @@ mod building {
             modules.into_iter().flatten().for_each(|module| module.ptx.clear());
         }
         let manifest = Manifest { abi: ABI_VERSION, library, features: vec![], recurrences: vec![], gpu: recurrences };
-        Ok(Made { manifest, header, example, makefile: c_gpu::makefile(name) })
+        Ok(Made { manifest, header, example, makefile: c_gpu::makefile(name), tuning })
     }
 
     fn targets(targets: &[Target]) -> Result<Targets, Failure> {

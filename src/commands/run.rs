@@ -107,7 +107,10 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     let mut engine = match place {
         Place::Cpu => Engine::prepare_for(&instance, &plan, parts, length, items)?,
         #[cfg(feature = "llvm")]
-        Place::Gpu(gpu) => Engine::prepare_on(&gpu, &instance, &plan, parts, length)?,
+        Place::Gpu(gpu) => {
+            let amount = crate::engine::Amount { batch: extents.batch, length, heads: extents.heads };
+            Engine::prepare_on(&gpu, &instance, &plan, parts, length, amount)?
+        }
     };
     if let Some(warning) = engine.warning() {
         report::complain(format_args!("warning: {warning}"));

@@ -3,10 +3,11 @@
 //! that breaks the GPU's context, or never ends, costs only itself.
 
 use std::io::{IsTerminal, Read, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use chunkwise_compiler::schedule::cost::Load;
 use chunkwise_compiler::schedule::{Schedule, Stages};
 use serde_json::{Value, json};
 
@@ -14,13 +15,15 @@ use crate::failure::Failure;
 use crate::options::{Arch, Device, Which};
 use crate::precision::Precision;
 use crate::report;
-use crate::source::Checked;
+use crate::source::{Checked, plain};
 use crate::tensors::write_whole;
+use crate::tuning::{self, Bucket, Tuned};
 
 /// Arguments of `tune`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-The record says for each direction which schedule was fastest; `bench`, `run` and `verify` take one with --schedule.
+The record says for each direction which schedule was fastest. In the folder of records, CHUNKWISE_TUNING or `tuning` in
+the cache, `bench`, `run`, `verify` and `build` find it for the same program, type and GPU and a like load.
 
 Examples:
   chunkwise tune delta.cw --size K=128,V=128 --batch 8 --length 2048 --heads 16
@@ -57,7 +60,7 @@ pub struct Arguments {
     /// Seconds to measure each direction of each schedule for
     #[arg(long, default_value_t = 0.2)]
     seconds: f64,
-    /// Where to write the record [default: RECURRENCE.tuned.json]
+    /// Where to write the record [default: the folder of records, where it is found again]
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
     #[command(flatten)]
@@ -105,7 +108,10 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     let device = device.map_err(|error| Failure::Input(error.to_string()))?;
     let checked = Checked::read(&arguments.file)?;
     let program = checked.select(arguments.which.recurrence.as_deref())?;
-    arguments.which.instance(program)?;
+    let instance = arguments.which.instance(program)?;
+    let Some(dtype) = arguments.dtype.compiled() else {
+        return Err(Failure::Input("float64 is for the interpreters; --dtype takes f32, bf16 or f16".to_owned()));
+    };
     let schedules = schedules(arguments);
     let mut tried: Vec<Tried> = Vec::new();
     for (done, schedule) in schedules.iter().enumerate() {
@@ -121,10 +127,18 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
         let why = tried.iter().find_map(|it| it.outcome.as_ref().err());
         return Err(Failure::Input(format!("no schedule could be measured: {}", why.map_or("", String::as_str))));
     }
-    let record = record(arguments, &program.name, device.facts(), &tried, &best);
-    let default = PathBuf::from(format!("{}.tuned.json", program.name));
-    let output: &Path = arguments.output.as_deref().unwrap_or(&default);
-    write_whole(output, format!("{record:#}\n").as_bytes())?;
+    let facts = device.facts();
+    let load = Load::of(arguments.batch as usize, arguments.heads as usize, arguments.length as usize, false);
+    let bucket = Bucket::of(&load, facts.multiprocessors as usize);
+    let record = record(arguments, &program.name, facts, bucket, &tried, &best);
+    let tuned = Tuned { instance: &instance, dtype, device: &facts.name, bucket };
+    let folder = tuning::folder().unwrap_or_default();
+    let output: PathBuf = arguments.output.clone().unwrap_or_else(|| folder.join(tuned.file()));
+    if let Some(folder) = output.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+        std::fs::create_dir_all(folder)
+            .map_err(|error| Failure::Input(format!("`{}` cannot be made: {}", folder.display(), plain(&error))))?;
+    }
+    write_whole(&output, format!("{record:#}\n").as_bytes())?;
     if arguments.json {
         report::say_json(&record);
         return Ok(());
@@ -152,6 +166,8 @@ fn schedules(arguments: &Arguments) -> Vec<Option<Schedule>> {
 fn measure(arguments: &Arguments, recurrence: &str, schedule: Option<Schedule>) -> Result<Value, String> {
     let own = std::env::current_exe().map_err(|error| error.to_string())?;
     let mut command = Command::new(own);
+    // What was tuned before is not the compiler's own choice.
+    command.env("CHUNKWISE_TUNING", "");
     command.arg("bench").arg(&arguments.file).args(["--recurrence", recurrence, "--json"]);
     command.args(["--device", &arguments.device.to_string(), "--dtype", arguments.dtype.name()]);
     for (option, number) in [("--batch", arguments.batch), ("--length", arguments.length), ("--heads", arguments.heads)]
@@ -232,6 +248,7 @@ fn record<'t>(
     arguments: &Arguments,
     name: &str,
     device: &chunkwise_runtime::cuda::device::Facts,
+    bucket: Bucket,
     tried: &[Tried],
     best: &impl Fn(&str) -> Option<&'t Tried>,
 ) -> Value {
@@ -258,7 +275,6 @@ fn record<'t>(
             "failed": it.outcome.as_ref().err(),
         })
     });
-    let items = arguments.batch as usize * arguments.heads as usize;
     json!({
         "chunkwise": env!("CARGO_PKG_VERSION"),
         "recurrence": name,
@@ -267,8 +283,8 @@ fn record<'t>(
         "device": device.name,
         "capability": format!("{}.{}", device.capability.0, device.capability.1),
         "bucket": {
-            "heads": load(items, device.multiprocessors as usize),
-            "tokens": arguments.length.next_power_of_two(),
+            "heads": bucket.heads,
+            "tokens": bucket.tokens,
         },
         "batch": arguments.batch,
         "length": arguments.length,
@@ -276,17 +292,6 @@ fn record<'t>(
         "fastest": fastest.into_iter().collect::<serde_json::Map<_, _>>(),
         "tried": all.collect::<Vec<_>>(),
     })
-}
-
-/// How well heads of all sequences together fill a GPU, one block each.
-fn load(items: usize, multiprocessors: usize) -> &'static str {
-    if 2 * items > multiprocessors {
-        "many"
-    } else if 8 * items > multiprocessors {
-        "some"
-    } else {
-        "few"
-    }
 }
 
 fn show<'t>(name: &str, tried: &[Tried], best: &impl Fn(&str) -> Option<&'t Tried>) {
@@ -307,15 +312,5 @@ fn show<'t>(name: &str, tried: &[Tried], best: &impl Fn(&str) -> Option<&'t Trie
         if let Some(it) = best(direction) {
             report::say(format_args!("fastest {direction}: {}", it.name()));
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::load;
-
-    #[test]
-    fn a_gpu_is_filled_by_many_heads() {
-        assert_eq!([128, 32, 8].map(|items| load(items, 132)), ["many", "some", "few"]);
     }
 }

@@ -51,6 +51,15 @@ pub fn allowed(program: &Program, name: &str, precision: Precision) -> f64 {
 /// where they depend on each other.
 pub const BEYOND_ROUNDING: (f64, f64) = (1.5, 2.8);
 
+/// The fewest rounding errors, independent of each other, that an error is measured against.
+///
+/// Each is uniform within half a unit, which goes with the size of its number. For numbers normally distributed, the
+/// square of one has a variance of (3 · 9/5 − 1) = 4.4 times its squared mean; so the norm of n of them differs from
+/// what is expected by √4.4 / 2√n = 1.05/√n of it, one standard deviation. A kernel stands at about 1.1 times rounding
+/// alone. That it passes for 1.5 takes a norm that happens to be 0.27 too small, which for 256 is four standard
+/// deviations: a verification makes about a thousand such comparisons, and one in thirty thousand is wrong.
+pub const ENOUGH_ROUNDINGS: usize = 256;
+
 /// Half a unit in the last place of the type that tensors are stored in.
 pub fn half_unit(precision: Precision) -> f64 {
     match precision {

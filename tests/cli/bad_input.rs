@@ -237,7 +237,7 @@ fn texts_of_our_own_levels_are_not_believed_either() {
 
 #[test]
 fn nobody_has_to_listen() {
-    let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_chunkwise"))
+    let mut child = std::process::Command::new(super::binary())
         .args(["check", "nowhere.cw"])
         .stdout(std::process::Stdio::piped())
         .stderr(std::process::Stdio::piped())

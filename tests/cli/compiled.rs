@@ -140,7 +140,7 @@ fn a_library_serves_a_c_program() {
 /// Whether an example's words are the reference's: norms of everything written, within `limit`.
 pub fn says_what_the_reference_says(said: &str, names: &[String], signatures: &[&Signature], limit: f64) {
     for (name, signature) in names.iter().zip(signatures) {
-        let source = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(example(name))).unwrap();
+        let source = std::fs::read_to_string(super::root().join(example(name))).unwrap();
         let program = chunkwise_dsl::compile(&source).unwrap().programs.remove(0);
         let sizes = program.axes.iter().map(|axis| (axis.name.clone(), 64)).collect();
         let instance = Instance::new(&program, &sizes, &Default::default()).unwrap();

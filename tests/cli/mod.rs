@@ -41,6 +41,16 @@ impl Run {
     }
 }
 
+/// The program under test. These tests also run on machines that they were not built on, which say where it is.
+pub fn binary() -> PathBuf {
+    std::env::var_os("CARGO_BIN_EXE_chunkwise").map_or_else(|| env!("CARGO_BIN_EXE_chunkwise").into(), PathBuf::from)
+}
+
+/// The root of the repository, or of what was taken from it to another machine.
+pub fn root() -> PathBuf {
+    std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from)
+}
+
 /// Runs the command line in the root of the repository.
 pub fn chunkwise(arguments: &[&str]) -> Run {
     chunkwise_with(arguments, &[])
@@ -48,10 +58,10 @@ pub fn chunkwise(arguments: &[&str]) -> Run {
 
 /// Runs it with variables of the environment.
 pub fn chunkwise_with(arguments: &[&str], variables: &[(&str, &str)]) -> Run {
-    let output = Command::new(env!("CARGO_BIN_EXE_chunkwise"))
+    let output = Command::new(binary())
         .args(arguments)
         .envs(variables.iter().copied())
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .current_dir(root())
         .output()
         .expect("the binary was built");
     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).expect("only text is printed");
@@ -123,8 +133,8 @@ pub fn delta_rule(batch: usize, tokens: usize, heads: usize, k: usize, v: usize)
 
 /// The recorded results of a mechanism, or a printed reason why the test says nothing.
 pub fn fixture(name: &str) -> Option<PathBuf> {
-    let folder = std::env::var_os("CHUNKWISE_FIXTURES")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/fixtures"), PathBuf::from);
+    let folder =
+        std::env::var_os("CHUNKWISE_FIXTURES").map_or_else(|| root().join("../shared/fixtures"), PathBuf::from);
     let path = folder.join(format!("{name}.safetensors"));
     if path.is_file() {
         return Some(path);

@@ -1,4 +1,5 @@
-//! Work on the repository: `cargo xtask demo`, `cargo xtask test`, `cargo xtask bench`, `cargo xtask tidy`.
+//! Work on the repository: `cargo xtask demo`, `cargo xtask test`, `cargo xtask bench`, `cargo xtask bundle`,
+//! `cargo xtask tidy`.
 //!
 //! In: a word on the command line. Out: an exit code, 0 when all went well, 1 when something of ours failed, 2 when
 //! the machine lacks something that only its owner can bring. Every command that changes the machine is said aloud
@@ -6,6 +7,7 @@
 
 mod assembler;
 mod bench;
+mod bundle;
 mod demo;
 mod packages;
 mod steps;
@@ -20,6 +22,8 @@ usage: cargo xtask COMMAND
           and write one page of results
   test    install what is missing, then formatting, lints, tests and the book
   bench   install what is missing, build, and measure beside PyTorch in a throwaway environment
+  bundle  build, and pack what a machine with a GPU and without Rust needs to test and measure;
+          a word names the folder for the file
   tidy    only the rules of the house: what each module must say and must not do
 
 On Debian 12 missing packages are installed with apt-get; elsewhere they are listed.";
@@ -29,6 +33,7 @@ fn main() -> ExitCode {
     let result = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["demo", ..] => demo::run(&arguments[1..]),
         ["bench", ..] => bench::run(&arguments[1..]),
+        ["bundle", ..] => bundle::run(&arguments[1..]),
         ["test"] => test::run(),
         ["tidy"] => test::tidy(),
         ["help" | "--help" | "-h"] => {

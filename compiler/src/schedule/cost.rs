@@ -1,7 +1,6 @@
 //! Which schedule is fastest, by arithmetic.
 //!
-//! Comes in: a graph, a GPU, and how much there is to do. Goes out: an estimate for each schedule, and the one with the
-//! smallest. Estimates are of what bounds a kernel (memory, arithmetic, or one step waiting for the next); they are for
+//! Comes in: a graph, a GPU, and how much there is to do. Goes out: an estimate for each schedule. Estimates are of what bounds a kernel (memory, arithmetic, or one step waiting for the next); they are for
 //! choosing, not for promising. Never runs anything, never looks at data, and in batch-invariant mode not at the batch.
 
 use super::{Schedule, Stages};
@@ -31,6 +30,15 @@ impl Gpu {
     /// An H200.
     pub const H200: Gpu =
         Gpu { multiprocessors: 132, bytes: 4.3e12, tensor: 3.9e14, vector: 3.0e13, turn: 0.15e-6, launch: 3e-6 };
+    /// One that is known by its compute capability and the number of its multiprocessors: as fast for each of these as
+    /// the one of its generation above or below.
+    pub fn of(capability: (u32, u32), multiprocessors: usize) -> Gpu {
+        let like = if capability >= (9, 0) { Gpu::H200 } else { Gpu::A100 };
+        let times = multiprocessors.max(1) as f64 / like.multiprocessors as f64;
+        let (bytes, tensor, vector) = (like.bytes * times, like.tensor * times, like.vector * times);
+        Gpu { multiprocessors: multiprocessors.max(1), bytes, tensor, vector, ..like }
+    }
+
     /// An A100 of 80 GB.
     pub const A100: Gpu =
         Gpu { multiprocessors: 108, bytes: 1.8e12, tensor: 1.5e14, vector: 0.9e13, turn: 0.2e-6, launch: 3e-6 };
@@ -53,12 +61,16 @@ impl Load {
     /// One sequence of 8 heads.
     pub const FEW: Load = Load { items: 8, tokens: 32768 };
 
-    /// What a call brings. With `batch_invariant` neither the number of sequences nor their length counts, which belong
+    /// What a call brings, rounded up to powers of two, so that nearly equal calls share their code. With
+    /// `batch_invariant` neither the number of sequences nor their length counts, which belong
     /// to the batch, but only the heads, which belong to the model: a sequence of middling length by itself.
     pub fn of(sequences: usize, heads: usize, tokens: usize, batch_invariant: bool) -> Load {
         match batch_invariant {
             true => Load { items: heads.max(1), tokens: 4096 },
-            false => Load { items: (sequences * heads).max(1), tokens },
+            false => {
+                let up = |n: usize| n.max(1).checked_next_power_of_two().unwrap_or(n);
+                Load { items: up(sequences.saturating_mul(heads)), tokens: up(tokens) }
+            }
         }
     }
 }
@@ -72,19 +84,6 @@ pub struct Estimate {
     pub seconds: f64,
     /// Seconds of each of its kernels.
     pub kernels: Vec<(&'static str, f64)>,
-}
-
-/// The fastest schedule; of equals, the one with the fewest kernels.
-pub fn choose(graph: &Graph, gpu: &Gpu, load: &Load) -> Result<Schedule, CompileError> {
-    let estimates = estimates(graph, gpu, load)?;
-    let mut best = Stages::Fused;
-    let mut least = f64::INFINITY;
-    for estimate in estimates {
-        if estimate.seconds < least {
-            (best, least) = (estimate.stages, estimate.seconds);
-        }
-    }
-    Ok(Schedule::of(best))
 }
 
 /// Every schedule's estimate, from the fewest kernels to the most.

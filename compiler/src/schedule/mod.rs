@@ -14,6 +14,8 @@
 pub mod cost;
 
 use crate::compile::CHUNKS;
+use crate::error::CompileError;
+use crate::graph::ir::{Graph, Op};
 use chunkwise_abi::DType;
 use std::fmt;
 use std::str::FromStr;
@@ -121,6 +123,44 @@ impl fmt::Display for Schedule {
         }
         Ok(())
     }
+}
+
+/// The schedule of a call when nobody asks for one: the same for all directions, the one with the smallest estimate for
+/// them together; of equals, the one with the fewest kernels. Tensors are of type `dtype`.
+pub fn choose_for(
+    graphs: &[&Graph],
+    dtype: DType,
+    gpu: &cost::Gpu,
+    load: &cost::Load,
+) -> Result<Schedule, CompileError> {
+    if dtype == DType::BF16 {
+        return Ok(in_registers(graphs, gpu, load));
+    }
+    let mut seconds = Stages::ALL.map(|_| 0.0);
+    for graph in graphs {
+        for (sum, estimate) in seconds.iter_mut().zip(cost::estimates(graph, gpu, load)?) {
+            *sum += estimate.seconds;
+        }
+    }
+    let mut best = 0;
+    for at in 1..seconds.len() {
+        if seconds[at] < seconds[best] {
+            best = at;
+        }
+    }
+    Ok(Schedule::of(Stages::ALL[best]))
+}
+
+/// Where values stay in registers, as measured on an H200 (the table is in the book): with enough heads a block for each
+/// is faster than anything that writes states and reads them again, unless most of the work is that of decays inside
+/// sums, which knows no state. With fewer heads, as many parts of each as there are multiprocessors for.
+fn in_registers(graphs: &[&Graph], gpu: &cost::Gpu, load: &cost::Load) -> Schedule {
+    let inside = graphs.iter().any(|graph| graph.nodes.iter().any(|node| matches!(node.op, Op::Gated { .. })));
+    let enough = 4 * load.items >= 3 * gpu.multiprocessors;
+    let stages = if enough && !inside { Stages::Fused } else { Stages::PreparePassOutputs };
+    let parts = (1..=*PARTS.end()).rev().find(|parts| parts.is_power_of_two() && load.items * parts <= gpu.multiprocessors);
+    let parts = Some(parts.unwrap_or(1));
+    Schedule { parts, states: DType::BF16, operands: DType::BF16, ..Schedule::of(stages) }
 }
 
 /// Why a text is no schedule, and what to write instead.

@@ -2,9 +2,9 @@
 //! takes more shared memory or registers than its family has. What spills is printed, not refused: some backwards still
 //! do, as the book's chapter on GPUs says.
 
-use chunkwise_abi::DType;
 use chunkwise_abi::gpu::GpuModule;
-use chunkwise_compiler::artifact::{Parts, USUAL_SCHEDULE, compile_gpu};
+use chunkwise_abi::{DType, Signature};
+use chunkwise_compiler::artifact::{Parts, USUAL_SCHEDULE, compile_gpu, compile_gpu_and};
 use chunkwise_compiler::compile::Request;
 use chunkwise_compiler::derive::form::{Form, Inside};
 use chunkwise_compiler::error::CompileError;
@@ -140,4 +140,44 @@ fn one_example(file: &Path, assembler: Option<&Path>) -> Vec<String> {
     }
     assert!(made > 0, "{what}: nothing was compiled");
     wrong
+}
+
+/// Kernels are compiled on threads of their own, and come out in one module, in order, the same every time.
+#[test]
+fn kernels_compiled_side_by_side_are_one_module() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/mechanisms/gated_delta_rule.cw");
+    let compiled = chunkwise_dsl::compile(&std::fs::read_to_string(file).unwrap()).unwrap();
+    let sizes = BTreeMap::from([("K".to_owned(), 64), ("V".to_owned(), 64)]);
+    let instance = Instance::new(&compiled.programs[0], &sizes, &BTreeMap::new()).unwrap();
+    let request =
+        Request { form: Form::Chunkwise, chunk: None, max_length: 0, backward: true, inside: Inside::default() };
+    let schedule = "prepare + pass + outputs".parse().unwrap();
+    let compile = || {
+        let told = Mutex::new(Vec::new());
+        let ready = |direction, _: &Signature, module: &GpuModule| {
+            told.lock().unwrap().push((direction, module.ptx.clone()));
+        };
+        let (family, dtype) = (&FAMILIES[1], DType::BF16);
+        let made = compile_gpu_and(&instance, &request, Parts::Both, dtype, family, &schedule, &ready).unwrap();
+        let mut told = told.into_inner().unwrap();
+        told.sort_by_key(|(direction, _)| *direction);
+        (made, told)
+    };
+    let (first, told) = compile();
+    assert_eq!(compile(), (first.clone(), told.clone()));
+    let modules = [&first.forward, &first.forward_saving, &first.backward];
+    let texts = modules.into_iter().flatten().map(|module| &module.ptx);
+    assert!(texts.eq(told.iter().map(|(_, ptx)| ptx)), "every direction is told as it is made");
+    let assembler = assembler();
+    for module in modules.into_iter().flatten() {
+        assert_eq!(module.kernels.len(), 3);
+        assert_eq!(module.ptx.matches(".version").count(), 1, "{}", module.ptx);
+        let entries: Vec<&str> =
+            module.ptx.lines().filter_map(|line| line.strip_prefix(".visible .entry ")?.strip_suffix('(')).collect();
+        assert!(entries.into_iter().eq(module.kernels.iter().map(|kernel| kernel.symbol.as_str())));
+        if let Some(assembler) = &assembler {
+            let wrong = assemble(assembler, &module.signature.symbol, module);
+            assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+        }
+    }
 }

@@ -3,8 +3,9 @@
 //! A direction of a recurrence (forward, forward that saves, backward) is one [`GpuModule`]: code for one family of
 //! GPUs and the kernels of it, launched in order on one stream. Every kernel takes one parameter, by value: a
 //! [`GpuCall`], followed directly by one [`TensorArg`] for each argument of the module's signature and then for each of
-//! its temporaries, all in order; addresses are the GPU's own. [`call_bytes`] says how large that is. Kernels allocate
-//! and lock nothing; which block runs when changes nothing in the results.
+//! its temporaries, all in order; addresses are the GPU's own. [`call_bytes`] says how large that is. Every tensor is
+//! aligned as [`ArgSignature::alignment`] says; whoever launches sees to it. Kernels allocate and lock nothing; which
+//! block runs when changes nothing in the results.
 
 use crate::{ArgSignature, KernelSignature, Signature, TensorArg};
 use serde::{Deserialize, Serialize};

@@ -130,6 +130,16 @@ pub struct ArgSignature {
     pub access: Access,
 }
 
+impl ArgSignature {
+    /// What the tensor's address and its strides have to be multiples of on a GPU, in bytes: 16 where the inner
+    /// dimensions together have a multiple of that, else as large a power of two as they have. Kernels there read and
+    /// write as much at once. A stride along a dimension of one may be anything.
+    pub fn alignment(&self) -> usize {
+        let bytes = self.inner.iter().product::<usize>() * self.dtype.bytes();
+        1 << bytes.trailing_zeros().min(4)
+    }
+}
+
 /// One kernel of an artifact.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KernelSignature {

@@ -51,7 +51,16 @@ impl std::error::Error for AssembleError {}
 pub struct Assembler {
     path: PathBuf,
     version: String,
+    /// Whether it assembles several kernels side by side.
+    splits: bool,
 }
+
+/// The number of threads is written into the machine code, which is otherwise the same for any, so it is the same on any
+/// machine.
+const SPLIT: &str = "--split-compile=8";
+
+/// The release of CUDA from which on the assembler is known to take [`SPLIT`].
+const SPLITS_FROM: u32 = 13;
 
 /// What the assembler makes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,7 +80,8 @@ impl Assembler {
         let version = String::from_utf8_lossy(&said.stdout).into_owned();
         // The last line names the build.
         let version = version.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("").trim().to_string();
-        Ok(Assembler { path, version })
+        let release = version.split_once("cuda_").and_then(|(_, rest)| rest.split('.').next()?.parse::<u32>().ok());
+        Ok(Assembler { path, version, splits: release.is_some_and(|release| release >= SPLITS_FROM) })
     }
 
     /// Where it is.
@@ -90,6 +100,9 @@ impl Assembler {
         let target = Scratch::new("cubin", b"")?;
         let mut command = Command::new(&self.path);
         command.arg(format!("-arch={arch}")).args(["-O3", "-v", "-o"]).arg(&target.0).arg(&source.0);
+        if self.splits && ptx.matches(".entry ").nth(1).is_some() {
+            command.arg(SPLIT);
+        }
         let said = start("ptxas", &mut command)?;
         let report = format!("{}{}", String::from_utf8_lossy(&said.stdout), String::from_utf8_lossy(&said.stderr));
         if !said.status.success() {

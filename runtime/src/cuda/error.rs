@@ -85,7 +85,9 @@ impl CudaError {
             | CudaError::OldDriver { .. }
             | CudaError::WrongArch { .. }
             | CudaError::OutOfMemory { .. }
-            | CudaError::Launch(LaunchError::TooLong { .. } | LaunchError::TooLarge { .. })
+            | CudaError::Launch(
+                LaunchError::TooLong { .. } | LaunchError::TooLarge { .. } | LaunchError::Misaligned { .. },
+            )
             | CudaError::Driver { .. } => true,
             CudaError::Fault { .. }
             | CudaError::Load { .. }

@@ -19,6 +19,7 @@ use crate::tensor::{HostTensor, Tensors};
 use chunkwise_abi::gpu::{GpuModule, GpuRecurrence};
 use chunkwise_abi::{ABI_VERSION, Access, KernelSignature, Signature};
 use std::sync::Arc;
+use std::time::Instant;
 
 /// Which module of a recurrence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -49,6 +50,8 @@ pub struct GpuArtifact {
     pub signature: Signature,
     /// What whoever runs it should know of how it was loaded.
     pub warning: Option<String>,
+    /// How long each direction took from PTX to code that can be launched.
+    pub loading: Vec<(Direction, Loading)>,
     stream: Stream,
     forward: Option<Arc<LoadedModule>>,
     forward_saving: Option<Arc<LoadedModule>>,
@@ -67,35 +70,47 @@ impl GpuArtifact {
         assembler: Option<&Assembler>,
         cache: &Cache,
     ) -> Result<GpuArtifact, CudaError> {
-        let signature = recurrence.signature.clone();
-        if signature.abi != ABI_VERSION {
-            let why = format!("it follows version {} of the calling contract, this is {ABI_VERSION}", signature.abi);
-            return Err(LaunchError::Signature { why }.into());
-        }
+        let signature = &recurrence.signature;
+        follows_the_contract(signature)?;
         let modules = [&recurrence.forward, &recurrence.forward_saving, &recurrence.backward];
         // Assembling takes longest of all, and modules have nothing to do with each other.
         let loaded = std::thread::scope(|scope| {
             let load = |module| {
                 // SAFETY: promised by the caller.
-                unsafe { load(stream, module, &signature, assembler, cache) }
+                unsafe { load_module(stream, module, signature, assembler, cache) }
             };
             let threads = modules.map(|module| module.as_ref().map(|module| scope.spawn(move || load(module))));
             threads.map(|thread| thread.map(|thread| thread.join()))
         });
-        let mut warning = None;
-        let mut taken = |loaded: Option<std::thread::Result<Loaded>>| match loaded {
-            None => Ok(None),
-            Some(Ok(loaded)) => {
-                let (module, complaint) = loaded?;
-                warning = warning.take().or(complaint);
-                Ok::<_, CudaError>(Some(Arc::new(module)))
-            }
+        let modules = loaded.map(|loaded| {
             // It is ours either way; who joins a thread that panicked goes on panicking.
-            Some(Err(panic)) => std::panic::resume_unwind(panic),
-        };
-        let [forward, forward_saving, backward] = loaded;
-        let (forward, forward_saving, backward) = (taken(forward)?, taken(forward_saving)?, taken(backward)?);
-        Ok(GpuArtifact { signature, warning, stream: stream.clone(), forward, forward_saving, backward })
+            loaded.map(|loaded| loaded.unwrap_or_else(|panic| std::panic::resume_unwind(panic))).transpose()
+        });
+        let [forward, forward_saving, backward] = modules;
+        GpuArtifact::of(stream, signature, [forward?, forward_saving?, backward?])
+    }
+
+    /// Puts modules together that were loaded one by one: forward, forward that saves, backward.
+    pub fn of(
+        stream: &Stream,
+        signature: &Signature,
+        modules: [Option<ModuleOnGpu>; 3],
+    ) -> Result<GpuArtifact, CudaError> {
+        follows_the_contract(signature)?;
+        let mut warning = None;
+        let mut loading = Vec::new();
+        let directions = [Direction::Forward, Direction::ForwardSaving, Direction::Backward];
+        let mut taken = directions.into_iter().zip(modules).map(|(direction, module)| {
+            let module = module?;
+            warning = warning.take().or(module.warning);
+            loading.push((direction, module.loading));
+            Some(Arc::new(module.loaded))
+        });
+        let (forward, forward_saving, backward) =
+            (taken.next().flatten(), taken.next().flatten(), taken.next().flatten());
+        drop(taken);
+        let (signature, stream) = (signature.clone(), stream.clone());
+        Ok(GpuArtifact { signature, warning, loading, stream, forward, forward_saving, backward })
     }
 
     /// Where its work is queued.
@@ -202,28 +217,55 @@ impl GpuArtifact {
     }
 }
 
-/// A module, and what should be known of how it was loaded.
-type Loaded = Result<(LoadedModule, Option<String>), CudaError>;
+fn follows_the_contract(signature: &Signature) -> Result<(), LaunchError> {
+    match signature.abi {
+        ABI_VERSION => Ok(()),
+        abi => {
+            let why = format!("it follows version {abi} of the calling contract, this is {ABI_VERSION}");
+            Err(LaunchError::Signature { why })
+        }
+    }
+}
 
-/// Loads a module: as machine code from the cache or from an assembler, else as PTX.
+/// Seconds from PTX to code that can be launched.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Loading {
+    /// Until there was machine code: found, or made by an assembler.
+    pub assemble: f64,
+    /// Until the driver had taken it.
+    pub load: f64,
+}
+
+/// A module that can be launched, and how it got there.
+#[derive(Debug)]
+pub struct ModuleOnGpu {
+    loaded: LoadedModule,
+    warning: Option<String>,
+    loading: Loading,
+}
+
+/// Loads one module of a recurrence: as machine code from the cache or from an assembler, else as PTX.
 ///
 /// # Safety
 /// As [`GpuArtifact::load`].
-unsafe fn load(
+pub unsafe fn load_module(
     stream: &Stream,
     module: &GpuModule,
     signature: &Signature,
     assembler: Option<&Assembler>,
     cache: &Cache,
-) -> Loaded {
+) -> Result<ModuleOnGpu, CudaError> {
     let device = stream.device();
+    let started = Instant::now();
     let (cubin, warning) = match assembled(device, module, signature, assembler, cache) {
         Ok(cubin) => (cubin, None),
         Err(why) => (None, Some(why)),
     };
+    let assemble = started.elapsed().as_secs_f64();
     // SAFETY: promised by the caller.
     let loaded = unsafe { LoadedModule::load(device, module, cubin.as_deref()) }?;
-    Ok((loaded, warning))
+    let load = started.elapsed().as_secs_f64() - assemble;
+    Ok(ModuleOnGpu { loaded, warning, loading: Loading { assemble, load } })
 }
 
 /// Machine code of a module for a GPU, from the cache or made. None leaves it to the driver when it loads the module:

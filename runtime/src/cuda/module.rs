@@ -11,7 +11,7 @@ use super::memory::{ALIGNMENT, Buffer, Stream};
 use crate::batch::Batch;
 use crate::error::LaunchError;
 use chunkwise_abi::gpu::{GpuCall, GpuKernel, GpuModule, Grid, MAX_CALL_BYTES, call_bytes};
-use chunkwise_abi::{KernelSignature, TensorArg};
+use chunkwise_abi::{ArgSignature, KernelSignature, Role, TensorArg};
 use cudarc::driver::sys::{self, CUfunction_attribute as Attribute, CUjit_option as Jit, CUresult};
 use std::ffi::CString;
 use std::sync::Arc;
@@ -141,6 +141,10 @@ impl LoadedModule {
         batch: &Batch,
         offsets: u64,
     ) -> Result<Ready, CudaError> {
+        let args = self.module.signature.args.iter().chain(&self.module.temporaries);
+        for (arg, tensor) in args.zip(tensors) {
+            lies_well(arg, tensor, batch)?;
+        }
         let mut launches = Vec::new();
         let mut workspace_bytes = 0;
         for (kernel, function) in self.module.kernels.iter().zip(&self.functions) {
@@ -252,6 +256,31 @@ impl Drop for Ready {
     fn drop(&mut self) {
         // The module must stay loaded until its kernels have run; a stream that broke off has nothing left to run.
         let _ = self.stream.synchronize();
+    }
+}
+
+/// Refuses a tensor that is not aligned as kernels need it.
+fn lies_well(arg: &ArgSignature, tensor: &TensorArg, batch: &Batch) -> Result<(), LaunchError> {
+    let wanted = arg.alignment();
+    let several = |extent: usize| extent > 1;
+    // Tokens of packed sequences are found by their strides along time alone; chunks of one sequence lie behind those of
+    // another.
+    let (sequences, time) = match arg.role {
+        Role::Token => (batch.sequences.offsets().is_none(), several(batch.sequences.longest())),
+        Role::Sequence => (true, false),
+        Role::Chunk(_) => (false, true),
+        Role::Head => (false, false),
+    };
+    let strides = [
+        (tensor.stride_sequence, sequences && several(batch.sequences.count())),
+        (tensor.stride_time, time),
+        (tensor.stride_head, tensor.heads > 1),
+    ];
+    let bytes = |stride: i64| stride.unsigned_abs() as usize * arg.dtype.bytes();
+    let strides_fit = strides.iter().all(|(stride, used)| !used || bytes(*stride).is_multiple_of(wanted));
+    match tensor.data.addr().is_multiple_of(wanted) && strides_fit {
+        true => Ok(()),
+        false => Err(LaunchError::Misaligned { name: arg.name.clone(), wanted }),
     }
 }
 
@@ -421,6 +450,37 @@ mod tests {
         assert!(blocks(parts, &batch(equal(70_000, 1), 1)).is_err());
         assert!(blocks(parts, &batch(equal(1, 1), 70_000)).is_err());
         assert!(blocks(Grid::Item, &batch(equal(1 << 20, 1), 1 << 12)).is_err());
+    }
+
+    #[test]
+    fn what_kernels_read_at_once_lies_together() {
+        use chunkwise_abi::{Access, DType};
+        let arg = |inner: &[usize], dtype| ArgSignature {
+            name: "q".to_string(),
+            dtype,
+            role: Role::Token,
+            inner: inner.to_vec(),
+            axes: vec![],
+            access: Access::Read,
+        };
+        let wanted = |inner: &[usize], dtype| arg(inner, dtype).alignment();
+        assert_eq!([wanted(&[128], DType::BF16), wanted(&[20], DType::BF16), wanted(&[20], DType::F32)], [16, 8, 16]);
+        assert_eq!([wanted(&[], DType::BF16), wanted(&[], DType::F32), wanted(&[2, 17], DType::F16)], [2, 4, 4]);
+
+        let (q, one) = (arg(&[64], DType::BF16), batch(Sequences::Equal { count: 1, length: 5 }, 2));
+        let lies = |address: usize, stride_sequence, stride_time, stride_head, batch: &Batch| {
+            let data = std::ptr::without_provenance_mut(address);
+            lies_well(&q, &TensorArg { data, stride_sequence, stride_time, stride_head, heads: 2 }, batch)
+        };
+        assert_eq!(lies(256, 640, 128, 64, &one), Ok(()));
+        // A view of every third row of a larger tensor, and a stride along the only sequence.
+        assert_eq!(lies(256 + 16, 3, 3 * 128, 64, &one), Ok(()));
+        let refused = lies(256 + 2, 640, 128, 64, &one).unwrap_err();
+        assert!(refused.to_string().contains("no multiples of 16 bytes"), "{refused}");
+        assert!(lies(256, 640, 129, 64, &one).is_err() && lies(256, 640, 128, 60, &one).is_err());
+        let two = batch(Sequences::Equal { count: 2, length: 5 }, 2);
+        assert!(lies(256, 3, 128, 64, &two).is_err());
+        assert_eq!(lies(256, 3, 128, 64, &batch(Sequences::packed(&[0, 4, 9]).unwrap(), 2)), Ok(()));
     }
 
     #[test]

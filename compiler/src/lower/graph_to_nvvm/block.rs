@@ -347,9 +347,14 @@ impl<'g> Block<'g> {
         text::bytes(&mut self.w, base, usize::try_from(constant).expect("an offset is not negative"))
     }
 
-    /// Puts a barrier before an access that needs one.
+    /// Puts a barrier before an access that needs one. It is to follow at once: the next barrier settles it.
     pub fn touch(&mut self, region: Region, touch: Touch) {
-        if self.memory.touch(region, touch) {
+        self.touch_all(&[region], touch);
+    }
+
+    /// The same before several accesses that follow together.
+    pub fn touch_all(&mut self, regions: &[Region], touch: Touch) {
+        if self.memory.touch(regions, touch) {
             self.wait();
         }
     }

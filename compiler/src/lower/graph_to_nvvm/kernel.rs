@@ -4,6 +4,7 @@
 
 use super::block::Block;
 use super::memory::Touch;
+use super::stage::Staged;
 use super::{Options, Refusal};
 use crate::graph::ir::{DimId, Graph, Op};
 use crate::lower::tile_to_mlir::functions::Functions;
@@ -179,12 +180,11 @@ impl Block<'_> {
     }
 
     /// Copies a chunk's inputs and waits for them.
-    fn arrive_now(&mut self, staged: &[super::stage::Staged], chunk: Val) {
+    fn arrive_now(&mut self, staged: &[Staged], chunk: Val) {
         let later = self.copy(staged, chunk, None);
         self.statement();
-        for input in staged {
-            self.touch(input.region(), Touch::Write);
-        }
+        let regions: Vec<_> = staged.iter().map(Staged::region).collect();
+        self.touch_all(&regions, Touch::Write);
         self.store_later(later);
         self.settle();
     }

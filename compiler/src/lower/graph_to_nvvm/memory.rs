@@ -75,25 +75,30 @@ impl Memory {
         self.statement += 1;
     }
 
-    /// Notes an access; whether a barrier has to stand before it.
-    pub fn touch(&mut self, region: Region, touch: Touch) -> bool {
-        self.clock += 1;
-        let life = &mut self.seen[region.0 as usize];
-        if life.last != usize::MAX {
-            life.first = life.first.min(self.clock);
-            life.last = self.clock;
-        }
+    /// Notes accesses that are about to be made, all of one kind; whether a barrier has to stand before them.
+    pub fn touch(&mut self, regions: &[Region], touch: Touch) -> bool {
         let statement = self.statement;
-        let conflict = self.pending.iter().any(|(other, before, of)| {
-            let written_together = touch == Touch::Write && *before == Touch::Write && *of == statement;
-            let apart = touch == Touch::Read && *before == Touch::Read;
-            !written_together && !apart && self.meet(region, *other)
-        });
+        let mut conflict = false;
+        for region in regions {
+            self.clock += 1;
+            let life = &mut self.seen[region.0 as usize];
+            if life.last != usize::MAX {
+                life.first = life.first.min(self.clock);
+                life.last = self.clock;
+            }
+            conflict |= self.pending.iter().any(|(other, before, of)| {
+                let written_together = touch == Touch::Write && *before == Touch::Write && *of == statement;
+                let apart = touch == Touch::Read && *before == Touch::Read;
+                !written_together && !apart && self.meet(*region, *other)
+            });
+        }
         if conflict {
             self.pending.clear();
         }
-        if !self.pending.contains(&(region, touch, statement)) {
-            self.pending.push((region, touch, statement));
+        for region in regions {
+            if !self.pending.contains(&(*region, touch, statement)) {
+                self.pending.push((*region, touch, statement));
+            }
         }
         conflict
     }

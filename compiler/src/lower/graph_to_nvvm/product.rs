@@ -76,11 +76,6 @@ impl Block<'_> {
         let a = self.source(left, &shape.rows, &shape, exact_left)?;
         let b = self.source(right, &shape.cols, &shape, exact_right)?;
         self.statement();
-        for source in [&a, &b] {
-            if let Source::Tile(tile) = source {
-                self.touch(tile.region, Touch::Read);
-            }
-        }
         let n_cols = extent(self.graph, &shape.cols);
         let outer = self.outer_points(&shape.outer);
         for outer in &outer {
@@ -311,6 +306,7 @@ impl Block<'_> {
         transposed: bool,
         count: usize,
     ) -> Vec<Val> {
+        self.touch(tile.region, Touch::Read);
         let lane_bytes = self.lane_bytes(tile.pitch, pattern);
         let mut bytes = place.clone();
         bytes.constant += (tile.parts.1 * part) as i64;

@@ -164,9 +164,8 @@ impl Block<'_> {
             let address = this.shared(home.region, &bytes);
             text::store(&mut this.w, value, address, "f32", 4);
         };
-        for home in [&homes.reader, &homes.writer, &homes.between, &homes.within] {
-            self.touch(home.region, Touch::Write);
-        }
+        let regions = [&homes.reader, &homes.writer, &homes.between, &homes.within].map(|home| home.region);
+        self.touch_all(&regions, Touch::Write);
         let rows = (n < threads).then(|| {
             let end = self.int(n);
             self.w.icmp("slt", self.thread, end, Ty::I32)

@@ -63,7 +63,7 @@ impl Function {
 }
 
 /// The functions a module uses.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Functions {
     used: BTreeSet<(Function, usize)>,
     /// Whether any kernel multiplies matrices.

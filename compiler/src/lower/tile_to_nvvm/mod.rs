@@ -79,7 +79,7 @@ pub struct Lowered {
 }
 
 /// A kernel's entry, and the functions it calls.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Entry {
     /// Its name.
     pub symbol: String,

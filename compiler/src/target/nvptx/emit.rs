@@ -1,7 +1,7 @@
 //! Kernels → PTX.
 //!
-//! Comes in: a tile program, how it is laid out, a family. Goes out: the texts asked for. Everything happens in the
-//! calling thread and in contexts of its own. It never runs what it makes.
+//! Comes in: tile programs, how they are laid out, a family. Goes out: the texts asked for. Each kernel is compiled on a
+//! thread of its own and in contexts of its own, and the texts are put together in order. It never runs what it makes.
 
 use super::Family;
 use crate::error::CompileError;
@@ -42,8 +42,54 @@ pub struct Compiled {
     pub ptx: String,
 }
 
-/// Compiles kernels to PTX.
+/// Compiles kernels to PTX, each on a thread of its own.
 pub fn compile_kernels(entries: Vec<Entry>, family: &Family, want: Want) -> Result<Compiled, CompileError> {
+    if entries.len() < 2 {
+        return compile_together(entries, family, want);
+    }
+    let parts = std::thread::scope(|scope| {
+        let compile = |entry: &Entry| compile_together(vec![entry.clone()], family, want);
+        let threads: Vec<_> = entries.iter().map(|entry| scope.spawn(move || compile(entry))).collect();
+        // Who joins a thread that panicked goes on panicking.
+        let join = |thread: std::thread::ScopedJoinHandle<_>| {
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        };
+        threads.into_iter().map(join).collect::<Result<Vec<_>, CompileError>>()
+    })?;
+    match joined(parts) {
+        Some(compiled) => Ok(compiled),
+        None => compile_together(entries, family, want),
+    }
+}
+
+/// The line of PTX after which definitions begin.
+const HEAD_ENDS: &str = ".address_size 64\n";
+
+/// Several modules as one: the text of the first, and of the others what stands below the head. None where they share
+/// more than the shared memory of a block, which may be declared again: then they have to be one module from the start.
+fn joined(parts: Vec<Compiled>) -> Option<Compiled> {
+    let mut parts = parts.into_iter();
+    let mut whole = parts.next()?;
+    for part in parts {
+        let (head, body) = part.ptx.split_once(HEAD_ENDS)?;
+        let shares =
+            |line: &str| [".func", ".visible .func", ".global", ".const"].iter().any(|it| line.starts_with(it));
+        if whole.ptx.split_once(HEAD_ENDS)?.0 != head || whole.ptx.lines().chain(body.lines()).any(shares) {
+            return None;
+        }
+        whole.ptx.push('\n');
+        whole.ptx.push_str(body);
+        whole.lowered.text.push_str(&part.lowered.text);
+        whole.lowered.launches.extend(part.lowered.launches);
+        if let (Some(llvm), Some(more)) = (&mut whole.llvm, part.llvm) {
+            llvm.push_str(&more);
+        }
+    }
+    Some(whole)
+}
+
+/// Compiles kernels in one module, in this thread.
+fn compile_together(entries: Vec<Entry>, family: &Family, want: Want) -> Result<Compiled, CompileError> {
     let symbols: Vec<(String, Launch)> = entries.iter().map(|it| (it.symbol.clone(), it.launch)).collect();
     let lowered = tile_to_nvvm::module(entries);
     let mlir_context = tile_to_mlir::context();
