@@ -532,10 +532,14 @@ fn entries_in_registers(
     for stage in stages {
         let symbol = format!("{}_{}", whole.symbol, stage.name);
         let own = register_options(&stage.graph, schedule, family);
-        let mut made = graph_to_nvvm::entry(&stage.graph, &args, &symbol, &own);
-        if matches!(made, Err(Refusal::Room(_))) {
-            let own = graph_to_nvvm::Options { ahead: false, ..own };
-            made = graph_to_nvvm::entry(&stage.graph, &args, &symbol, &own);
+        // What takes least room comes last.
+        let ways = [(true, true), (false, true), (true, false), (false, false)];
+        let mut made = Err(Refusal::Room(0));
+        for (ahead, whole_operands) in ways {
+            if matches!(made, Err(Refusal::Room(_))) {
+                let own = graph_to_nvvm::Options { ahead, whole_operands, ..own };
+                made = graph_to_nvvm::entry(&stage.graph, &args, &symbol, &own);
+            }
         }
         match made {
             Ok(entry) => entries.push(entry),
@@ -563,7 +567,8 @@ fn register_options(graph: &Graph, schedule: &Schedule, family: &Family) -> grap
         shared_limit: family.shared_limit,
         parts,
         ahead: true,
-        resident: if parts.is_some() { 2 } else { 0 },
+        whole_operands: true,
+        resident: if parts.is_some() && schedule.threads.unwrap_or(256) > 128 { 2 } else { 1 },
     }
 }
 

@@ -45,6 +45,8 @@ pub struct Options {
     pub parts: Option<(DimId, usize)>,
     /// The next chunk's inputs arrive while this one's are used, where chunks wait for each other: they have room twice.
     pub ahead: bool,
+    /// Operands that differ from block to block lie in shared memory whole; else each warp computes its own.
+    pub whole_operands: bool,
     /// Blocks that a multiprocessor is to hold at once: each takes no more registers than that allows.
     pub resident: usize,
 }

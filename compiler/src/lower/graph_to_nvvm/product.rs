@@ -21,6 +21,9 @@ use chunkwise_abi::DType;
 /// have eight, and more than a logarithm needs whose exponential is small when it is large.
 const PARTS: usize = 2;
 
+/// Bytes of an operand that has a matrix for each block of tokens.
+const LARGEST_OPERAND: usize = 80 << 10;
+
 /// Where an operand of a product comes from.
 enum Source {
     /// A matrix in shared memory.
@@ -389,8 +392,7 @@ impl Block<'_> {
             if self.warps.strips(extent(self.graph, &shape.rows)) > 1 {
                 return Err(Refusal::unsupported("a product along blocks of both sides, of more blocks than warps"));
             }
-            let one = Shape::of(self.graph, self.dims(x)).is_some_and(|it| it.is_matrix() && it.outer.is_empty());
-            if !one {
+            if !self.may_be_tile(x) {
                 return Ok(Source::Elements(x, parts));
             }
         }
@@ -403,6 +405,16 @@ impl Block<'_> {
             Some(tile) => Ok(Source::Tile(tile)),
             None => Err(self.bug(x, "has a matrix that is not found again")),
         }
+    }
+
+    /// Whether an operand that differs from block to block lies in shared memory whole: one matrix for each block, where
+    /// there is room for them.
+    fn may_be_tile(&self, x: NodeId) -> bool {
+        let Some(shape) = Shape::of(self.graph, self.dims(x)).filter(Shape::is_matrix) else { return false };
+        let rows = self.warps.padded_rows(extent(self.graph, &shape.rows));
+        let pitch = self.pitch(self.warps.padded_cols(extent(self.graph, &shape.cols)));
+        let count = extent(self.graph, &shape.outer);
+        count == 1 || self.options.whole_operands && count * rows * pitch <= LARGEST_OPERAND
     }
 
     /// What a value only names positions of otherwise.
