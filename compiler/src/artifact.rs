@@ -15,9 +15,9 @@ use crate::graph::ir::{DimId, Graph, InputKind, Op};
 use crate::graph::separable::separable_along;
 #[cfg(feature = "llvm")]
 use crate::graph::split::{Handed, Stage, split, temporaries};
-use crate::lower::graph_to_tile::{Options, lower};
 #[cfg(feature = "llvm")]
 use crate::lower::graph_to_nvvm::{self, Refusal};
+use crate::lower::graph_to_tile::{Options, lower};
 #[cfg(feature = "llvm")]
 use crate::lower::scan_to_nvvm;
 #[cfg(feature = "llvm")]
@@ -399,10 +399,20 @@ fn lowered_at(
                 continue;
             }
         }
-        let in_registers = match registers.get(at) {
-            Some((_, graph)) => kernels(graph, whole, schedule, family, dtype, true)?,
-            None => None,
+        let stages = match direction {
+            Direction::Forward => schedule.forward.unwrap_or(schedule.stages),
+            Direction::ForwardSaving | Direction::Backward => schedule.stages,
         };
+        let schedule = &Schedule { stages, ..*schedule };
+        let mut in_registers = None;
+        if let Some((_, graph)) = registers.get(at) {
+            // What has no room in few kernels may have in more.
+            for stages in [stages, Stages::PreparePassOutputs] {
+                if in_registers.is_none() {
+                    in_registers = kernels(graph, whole, &Schedule { stages, ..*schedule }, family, dtype, true)?;
+                }
+            }
+        }
         let made = match in_registers {
             Some(made) => Some(made),
             None if where_registers == Registers::Everywhere => return Ok(None),
@@ -429,7 +439,9 @@ fn kernels(
     let handed = temporaries(&stages);
     let entries = match registers {
         true => {
-            let Some(entries) = entries_in_registers(&stages, &handed, whole, schedule, family)? else { return Ok(None) };
+            let Some(entries) = entries_in_registers(&stages, &handed, whole, schedule, family)? else {
+                return Ok(None);
+            };
             entries
         }
         false => entries_of_tiles(&stages, &handed, whole, schedule, family, dtype)?,
@@ -562,13 +574,16 @@ fn entries_in_registers(
 #[cfg(feature = "llvm")]
 fn register_options(graph: &Graph, schedule: &Schedule, family: &Family) -> graph_to_nvvm::Options {
     let parts = parts(graph, schedule.parts.unwrap_or(1));
+    // A narrow part of an axis is little work for many warps.
+    let narrow = parts.is_some_and(|(axis, parts)| graph.dim(axis).size / parts <= 32);
+    let threads = schedule.threads.unwrap_or(if narrow { 128 } else { 256 });
     graph_to_nvvm::Options {
-        warps: schedule.threads.unwrap_or(256) / 32,
+        warps: threads / 32,
         shared_limit: family.shared_limit,
         parts,
         ahead: true,
         whole_operands: true,
-        resident: if parts.is_some() && schedule.threads.unwrap_or(256) > 128 { 2 } else { 1 },
+        resident: if parts.is_some() && threads > 128 { 2 } else { 1 },
     }
 }
 
@@ -608,6 +623,8 @@ pub fn choose_schedule(
     match request.form {
         Form::Recurrent | Form::Parallel => Ok(USUAL_SCHEDULE),
         Form::Chunkwise => {
+            let pairs = Request { inside: Inside::Pairs, ..*request };
+            let request = if dtype == DType::BF16 { &pairs } else { request };
             let derived = derive_for_gpu(instance, request, None)?;
             let graphs = graphs_after(&derived, parts, pipeline::FOR_GPU)?;
             let graphs: Vec<&Graph> = graphs.iter().map(|(_, graph)| graph).collect();
@@ -626,8 +643,15 @@ const CHUNKS_IN_REGISTERS: [usize; 2] = [64, 32];
 
 /// The schedule when nobody asks and nothing is known of the load.
 #[cfg(feature = "llvm")]
-pub const USUAL_SCHEDULE: Schedule =
-    Schedule { stages: Stages::Fused, chunk: None, threads: None, parts: None, states: DType::F32, operands: DType::F32 };
+pub const USUAL_SCHEDULE: Schedule = Schedule {
+    stages: Stages::Fused,
+    forward: None,
+    chunk: None,
+    threads: None,
+    parts: None,
+    states: DType::F32,
+    operands: DType::F32,
+};
 
 /// How kernels for tensors of a type are laid out on a family of GPUs.
 #[cfg(feature = "llvm")]

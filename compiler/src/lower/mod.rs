@@ -1,8 +1,8 @@
 //! The bridges between levels, one file each, down only.
 
-pub mod graph_to_tile;
 #[cfg(feature = "llvm")]
 pub mod graph_to_nvvm;
+pub mod graph_to_tile;
 #[cfg(feature = "llvm")]
 pub mod mlir_to_llvm;
 pub mod program_to_graph;

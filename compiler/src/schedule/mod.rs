@@ -7,7 +7,8 @@
 //! ```text
 //! schedule = stages ("," setting)*
 //! stages   = "fused" | "prepare + pass" | "pass + outputs" | "prepare + pass + outputs"
-//! setting  = "chunk" integer | "threads" integer | "parts" integer | ("states" | "operands") ("f32" | "bf16" | "f16")
+//! setting  = "chunk" integer | "threads" integer | "parts" integer | "forward" stages
+//!          | ("states" | "operands") ("f32" | "bf16" | "f16")
 //! ```
 //! as in `prepare + pass + outputs, chunk 64, threads 256, operands bf16`. What is not said is left to the compiler.
 
@@ -31,6 +32,8 @@ pub const PARTS: std::ops::RangeInclusive<usize> = 1..=16;
 pub struct Schedule {
     /// Which kernels a direction becomes.
     pub stages: Stages,
+    /// The same for a forward after which there is no backward; none if it is no other.
+    pub forward: Option<Stages>,
     /// Tokens a chunk; none leaves it to the compiler.
     pub chunk: Option<usize>,
     /// Threads a block; none leaves it to the compiler.
@@ -49,7 +52,15 @@ pub struct Schedule {
 impl Schedule {
     /// These stages, and everything else as usual.
     pub fn of(stages: Stages) -> Schedule {
-        Schedule { stages, chunk: None, threads: None, parts: None, states: DType::F32, operands: DType::F32 }
+        Schedule {
+            stages,
+            forward: None,
+            chunk: None,
+            threads: None,
+            parts: None,
+            states: DType::F32,
+            operands: DType::F32,
+        }
     }
 }
 
@@ -106,6 +117,9 @@ impl fmt::Display for Stages {
 impl fmt::Display for Schedule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.stages)?;
+        if let Some(forward) = self.forward {
+            write!(f, ", forward {forward}")?;
+        }
         if let Some(chunk) = self.chunk {
             write!(f, ", chunk {chunk}")?;
         }
@@ -151,16 +165,23 @@ pub fn choose_for(
     Ok(Schedule::of(Stages::ALL[best]))
 }
 
-/// Where values stay in registers, as measured on an H200 (the table is in the book): with enough heads a block for each
-/// is faster than anything that writes states and reads them again, unless most of the work is that of decays inside
-/// sums, which knows no state. With fewer heads, as many parts of each as there are multiprocessors for.
+/// Where values stay in registers, as measured on an H200 (the table is in the book). With enough heads a block for each
+/// is faster than anything that writes states and reads them again; but the backward of a decay inside a sum has more to
+/// do that knows no state than one block a head can, and a step that waits for its own triangular system is better short.
+/// With fewer heads, as many parts of each as there are multiprocessors for.
 fn in_registers(graphs: &[&Graph], gpu: &cost::Gpu, load: &cost::Load) -> Schedule {
-    let inside = graphs.iter().any(|graph| graph.nodes.iter().any(|node| matches!(node.op, Op::Gated { .. })));
-    let enough = 4 * load.items >= 3 * gpu.multiprocessors;
-    let stages = if enough && !inside { Stages::Fused } else { Stages::PreparePassOutputs };
-    let parts = (1..=*PARTS.end()).rev().find(|parts| parts.is_power_of_two() && load.items * parts <= gpu.multiprocessors);
-    let parts = Some(parts.unwrap_or(1));
-    Schedule { parts, states: DType::BF16, operands: DType::BF16, ..Schedule::of(stages) }
+    let any = |wanted: fn(&Op) -> bool| graphs.iter().any(|graph| graph.nodes.iter().any(|node| wanted(&node.op)));
+    let inside = any(|op| matches!(op, Op::Gated { .. }));
+    let solves = any(|op| matches!(op, Op::Solve(_)));
+    let usual = |stages| Schedule { states: DType::BF16, operands: DType::BF16, ..Schedule::of(stages) };
+    if 4 * load.items >= 3 * gpu.multiprocessors {
+        let stages = if inside { Stages::PreparePass } else { Stages::Fused };
+        let chunk = (inside || solves).then_some(32);
+        return Schedule { chunk, forward: Some(Stages::Fused), parts: Some(1), ..usual(stages) };
+    }
+    let fits = |parts: &usize| parts.is_power_of_two() && load.items * parts <= gpu.multiprocessors;
+    let parts = (1..=*PARTS.end()).rev().find(fits).unwrap_or(1);
+    Schedule { parts: Some(parts), chunk: inside.then_some(32), ..usual(Stages::PreparePassOutputs) }
 }
 
 /// Why a text is no schedule, and what to write instead.
@@ -181,13 +202,7 @@ impl FromStr for Schedule {
     fn from_str(text: &str) -> Result<Schedule, ScheduleError> {
         let mut parts = text.split(',').map(str::trim);
         let stages = parts.next().unwrap_or_default();
-        let words: Vec<&str> = stages.split('+').map(str::trim).collect();
-        let same = |stages: &&Stages| stages.name().split(" + ").eq(words.iter().copied());
-        let Some(&stages) = Stages::ALL.iter().find(same) else {
-            let all = Stages::ALL.map(|stages| format!("`{stages}`")).join(", ");
-            return Err(ScheduleError(format!("`{stages}` names no kernels; write one of {all}")));
-        };
-        let mut schedule = Schedule::of(stages);
+        let mut schedule = Schedule::of(kernels(stages)?);
         let mut said = Vec::new();
         for part in parts {
             let (name, value) = part.split_once(char::is_whitespace).unwrap_or((part, ""));
@@ -205,18 +220,28 @@ impl FromStr for Schedule {
                     }
                     schedule.threads = Some(threads);
                 }
+                "forward" => schedule.forward = Some(kernels(value)?),
                 "parts" => schedule.parts = Some(number(name, value, &PARTS)?),
                 "states" => schedule.states = dtype(name, value)?,
                 "operands" => schedule.operands = dtype(name, value)?,
                 _ => {
                     return Err(ScheduleError(format!(
-                        "`{part}` is no setting; write `chunk 64`, `threads 256`, `parts 2`, `states bf16` or `operands bf16`"
+                        "`{part}` is no setting; write `chunk 64`, `threads 256`, `parts 2`, `forward fused`, `states bf16` or `operands bf16`"
                     )));
                 }
             }
         }
         Ok(schedule)
     }
+}
+
+fn kernels(text: &str) -> Result<Stages, ScheduleError> {
+    let words: Vec<&str> = text.split('+').map(str::trim).collect();
+    let same = |stages: &&Stages| stages.name().split(" + ").eq(words.iter().copied());
+    Stages::ALL.iter().find(same).copied().ok_or_else(|| {
+        let all = Stages::ALL.map(|stages| format!("`{stages}`")).join(", ");
+        ScheduleError(format!("`{text}` names no kernels; write one of {all}"))
+    })
 }
 
 fn number(name: &str, value: &str, range: &std::ops::RangeInclusive<usize>) -> Result<usize, ScheduleError> {

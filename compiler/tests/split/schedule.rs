@@ -18,7 +18,15 @@ fn schedules_print_and_parse() {
             for threads in [None, Some(32), Some(1024)] {
                 for states in [DType::F32, DType::BF16, DType::F16] {
                     for operands in [DType::F32, DType::BF16] {
-                        let schedule = Schedule { stages, chunk, threads, parts: chunk.map(|_| 2), states, operands };
+                        let schedule = Schedule {
+                            stages,
+                            forward: threads.map(|_| Stages::Fused),
+                            chunk,
+                            threads,
+                            parts: chunk.map(|_| 2),
+                            states,
+                            operands,
+                        };
                         assert_eq!(schedule.to_string().parse(), Ok(schedule), "{schedule}");
                     }
                 }

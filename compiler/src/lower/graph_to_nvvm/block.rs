@@ -4,8 +4,8 @@
 //! methods of [`Block`], one file each; this one has what they share.
 
 use super::index::{Interner, Ix, Linear};
-use super::product::Pattern;
 use super::memory::{Layout, Memory, Region, Touch};
+use super::product::Pattern;
 use super::segments::Segments;
 use super::shape::{Shape, Warps, extent};
 use super::{Options, Refusal};
@@ -339,9 +339,9 @@ impl<'g> Block<'g> {
         let mut at = self.shared;
         if !moving.terms.is_empty() {
             let number = self.number(&moving);
-            at = self.w.raw_value(format_args!(
-                "llvm.getelementptr {at}[{number}] : (!llvm.ptr<3>, i32) -> !llvm.ptr<3>, i8"
-            ));
+            at = self
+                .w
+                .raw_value(format_args!("llvm.getelementptr {at}[{number}] : (!llvm.ptr<3>, i32) -> !llvm.ptr<3>, i8"));
         }
         let base = Address { at, space: Pointer::Shared };
         text::bytes(&mut self.w, base, usize::try_from(constant).expect("an offset is not negative"))

@@ -4,8 +4,8 @@
 //! there; everything else is computed from its operands, element by element, as often as it is asked for. A value that
 //! threads have to work on together is asked for before ([`super::ready`]).
 
-use super::block::{Block, Fold, Home, Point};
 use super::Refusal;
+use super::block::{Block, Fold, Home, Point};
 use super::index::{Ix, Linear};
 use super::memory::Touch;
 use crate::graph::ir::{Binary, Compare, DimId, Gate, GateKind, Gates, NodeId, Op, Unary};
@@ -40,9 +40,7 @@ impl Block<'_> {
                 let operand = self.eval(*operand, at).map_err(|why| self.parked_here(x, why))?;
                 Ok(self.function(*function, operand))
             }
-            Op::Binary(function, a, b) => {
-                self.binary(*function, *a, *b, at).map_err(|why| self.parked_here(x, why))
-            }
+            Op::Binary(function, a, b) => self.binary(*function, *a, *b, at).map_err(|why| self.parked_here(x, why)),
             Op::Select { op, lhs, rhs, then, otherwise } => {
                 let predicate = match op {
                     Compare::Lt => "olt",
@@ -195,8 +193,12 @@ impl Block<'_> {
             _ => None,
         };
         let fused = match function {
-            Binary::Add => factors(self, a).map(|f| (f, b, false, false)).or(factors(self, b).map(|f| (f, a, false, false))),
-            Binary::Sub => factors(self, b).map(|f| (f, a, true, false)).or(factors(self, a).map(|f| (f, b, false, true))),
+            Binary::Add => {
+                factors(self, a).map(|f| (f, b, false, false)).or(factors(self, b).map(|f| (f, a, false, false)))
+            }
+            Binary::Sub => {
+                factors(self, b).map(|f| (f, a, true, false)).or(factors(self, a).map(|f| (f, b, false, true)))
+            }
             _ => None,
         };
         let Some(((p, q), addend, minus_product, minus_addend)) = fused else {

@@ -232,8 +232,14 @@ impl Block<'_> {
             }
             let Op::Gated { row, col, .. } = self.op(*form) else { continue };
             let strides = vec![(*col, 4), (*row, pitch), (block, STRIP * pitch)];
-            let home =
-                Home { region, dtype: DType::F32, strides, parts: (self.warps.across, part), fold: Fold::Sum, half: None };
+            let home = Home {
+                region,
+                dtype: DType::F32,
+                strides,
+                parts: (self.warps.across, part),
+                fold: Fold::Sum,
+                half: None,
+            };
             self.homes.insert(*form, home);
             self.visited.insert(*form);
         }
@@ -314,8 +320,7 @@ impl Block<'_> {
                 // What each half's logarithms get.
                 let mut shares: Vec<Vec<Val>> = Vec::new();
                 for (level, &half) in HALVES.iter().enumerate() {
-                    let factors: Vec<Val> =
-                        (0..4).map(|n| self.factor(&running[n], half, &elements[own[n]])).collect();
+                    let factors: Vec<Val> = (0..4).map(|n| self.factor(&running[n], half, &elements[own[n]])).collect();
                     let decayed: Vec<Val> = (0..4)
                         .map(|n| {
                             let value = self.of_half(half, &elements[own[n]], a[n], b[n]);
@@ -415,8 +420,7 @@ impl Block<'_> {
     /// Running sums within twice as many rows.
     fn doubled(&mut self, running: &mut Running, other: Val, half: usize, element: &Element) {
         let zero = self.w.f32(0.0, 0);
-        let (before, after) =
-            (self.of_half(half, element, other, zero), self.of_half(half, element, zero, other));
+        let (before, after) = (self.of_half(half, element, other, zero), self.of_half(half, element, zero, other));
         running.before = self.w.op("fadd", running.before, before, Ty::F32);
         running.after = self.w.op("fadd", running.after, after, Ty::F32);
         running.total = self.w.op("fadd", running.total, other, Ty::F32);
@@ -530,7 +534,8 @@ impl Block<'_> {
                 let share = shares[level][n];
                 let later = self.of_half(half, &elements[own[n]], share, zero);
                 let earlier = self.of_half(half, &elements[own[n]], zero, share);
-                for (sum, value) in [(&mut before, later), (&mut after, earlier), (&mut read, later), (&mut written, earlier)]
+                for (sum, value) in
+                    [(&mut before, later), (&mut after, earlier), (&mut read, later), (&mut written, earlier)]
                 {
                     sum[n] = self.w.op("fadd", sum[n], value, Ty::F32);
                 }

@@ -85,12 +85,8 @@ impl Block<'_> {
             self.join(&square, size);
             size *= 2;
         }
-        let strides = vec![
-            (inverse.col, 4 * slots),
-            (inverse.row, slots * pitch),
-            (inverse.from, 4),
-            (inverse.slot, pitch),
-        ];
+        let strides =
+            vec![(inverse.col, 4 * slots), (inverse.row, slots * pitch), (inverse.from, 4), (inverse.slot, pitch)];
         let home = Home { region, dtype: DType::F32, strides, parts: (1, 0), fold: Fold::Sum, half: None };
         self.homes.insert(x, home);
         Ok(())
@@ -177,9 +173,8 @@ impl Block<'_> {
                 let address = self.shared(square.region, &bytes);
                 text::load(&mut self.w, address, Ty::f32s(2), 8)
             });
-            let number = |this: &mut Self, half: usize, odd: usize| {
-                text::lane(&mut this.w, pairs[half], odd, Ty::f32s(2))
-            };
+            let number =
+                |this: &mut Self, half: usize, odd: usize| text::lane(&mut this.w, pairs[half], odd, Ty::f32s(2));
             left.push([number(self, 0, 0), number(self, 1, 0), number(self, 0, 1), number(self, 1, 1)]);
         }
         let first = self.three_products(square, &left, &between, size);

@@ -9,8 +9,8 @@ use super::{Options, Refusal};
 use crate::graph::ir::{DimId, Graph, Op};
 use crate::lower::tile_to_mlir::functions::Functions;
 use crate::lower::tile_to_mlir::writer::{Ty, Val};
-use crate::lower::tile_to_nvvm::{Launch, call};
 use crate::lower::tile_to_nvvm::text;
+use crate::lower::tile_to_nvvm::{Launch, call};
 use crate::tile::ir::Arg;
 use chunkwise_abi::gpu::Grid;
 use std::collections::{BTreeSet, HashMap};
@@ -65,7 +65,17 @@ pub fn lower(
         block.parked.clone_from(&parked);
         block.kernel(grid, part)?;
         let entry = block.w.finish(&call::entry(symbol, args.len()));
-        return Ok((entry, Launch { threads: 32 * options.warps, resident: options.resident, registers: None, shared_bytes, workspace_bytes: 0, grid }));
+        return Ok((
+            entry,
+            Launch {
+                threads: 32 * options.warps,
+                resident: options.resident,
+                registers: None,
+                shared_bytes,
+                workspace_bytes: 0,
+                grid,
+            },
+        ));
     }
     Err(Refusal::unsupported("so many values that threads ask each other for"))
 }

@@ -128,7 +128,9 @@ impl Memory {
     pub fn place(&self) -> Layout {
         let mut regions = self.seen.clone();
         let mut order: Vec<usize> = (0..regions.len()).filter(|&n| regions[n].first <= regions[n].last).collect();
-        order.sort_by_key(|&n| (std::cmp::Reverse(regions[n].last == usize::MAX), std::cmp::Reverse(regions[n].bytes), n));
+        order.sort_by_key(|&n| {
+            (std::cmp::Reverse(regions[n].last == usize::MAX), std::cmp::Reverse(regions[n].bytes), n)
+        });
         let mut placed: Vec<usize> = Vec::new();
         let mut bytes = 0;
         for n in order {

@@ -152,9 +152,7 @@ impl Block<'_> {
                 let (place, along_rows) = self.corner(&tile, product, &product.shape.rows, &row, k);
                 // Matrices: rows, then steps.
                 let pattern = if along_rows { Pattern::LowThenHigh } else { Pattern::HighThenLow };
-                Ok((0..tile.parts.0)
-                    .map(|part| self.matrices(&tile, &place, part, pattern, !along_rows, 4))
-                    .collect())
+                Ok((0..tile.parts.0).map(|part| self.matrices(&tile, &place, part, pattern, !along_rows, 4)).collect())
             }
             Source::Elements(x, parts) => {
                 let mut numbers = Vec::new();
@@ -248,8 +246,7 @@ impl Block<'_> {
         let mut rest = numbers.to_vec();
         let mut all = Vec::new();
         for part in 0..parts {
-            let words: Vec<Val> =
-                rest.chunks(2).map(|pair| text::pack_bf16(&mut self.w, pair[0], pair[1])).collect();
+            let words: Vec<Val> = rest.chunks(2).map(|pair| text::pack_bf16(&mut self.w, pair[0], pair[1])).collect();
             if part + 1 < parts {
                 for (n, word) in words.iter().enumerate() {
                     let taken = text::unpack_bf16(&mut self.w, *word);
@@ -318,7 +315,8 @@ impl Block<'_> {
         let trans = if transposed { ".trans" } else { "" };
         let of = text::struct_of(count, Ty::I32);
         let name = format!("llvm.nvvm.ldmatrix.sync.aligned.m8n8.x{count}{trans}.b16");
-        let words = self.w.raw_value(format_args!("llvm.call_intrinsic \"{name}\"({}) : (!llvm.ptr<3>) -> {of}", address.at));
+        let words =
+            self.w.raw_value(format_args!("llvm.call_intrinsic \"{name}\"({}) : (!llvm.ptr<3>) -> {of}", address.at));
         (0..count).map(|n| text::member(&mut self.w, words, n, &of)).collect()
     }
 

@@ -36,7 +36,8 @@ impl Shape {
     pub fn of(graph: &Graph, dims: &[DimId]) -> Option<Shape> {
         let kind = |d: &DimId| graph.dim(*d).kind;
         let size = |d: DimId| graph.dim(d).size;
-        let of_kind = |wanted: fn(DimKind) -> bool| dims.iter().copied().filter(|d| wanted(kind(d))).collect::<Vec<_>>();
+        let of_kind =
+            |wanted: fn(DimKind) -> bool| dims.iter().copied().filter(|d| wanted(kind(d))).collect::<Vec<_>>();
         let slots = of_kind(|kind| matches!(kind, DimKind::Slot));
         let blocks = of_kind(|kind| matches!(kind, DimKind::Block | DimKind::BlockCol));
         let inner = of_kind(|kind| matches!(kind, DimKind::Row | DimKind::Col));
@@ -81,14 +82,12 @@ impl Shape {
             }
             ([row, col], []) => {
                 let mut left = blocks.clone();
-                let mut with_block = |d: DimId| {
-                    match block_of(d, &left).filter(|_| within_block(d)) {
-                        Some(block) => {
-                            left.retain(|b| *b != block);
-                            vec![block, d]
-                        }
-                        None => vec![d],
+                let mut with_block = |d: DimId| match block_of(d, &left).filter(|_| within_block(d)) {
+                    Some(block) => {
+                        left.retain(|b| *b != block);
+                        vec![block, d]
                     }
+                    None => vec![d],
                 };
                 let (rows, cols) = match blocks.len() {
                     // A block on its diagonal.

@@ -191,8 +191,7 @@ impl Block<'_> {
             step *= self.size(*dim);
         }
         self.sizes.insert(node, step + self.overhang(self.size(*col), cols));
-        let home =
-            Home { region: Region(u32::MAX), dtype, strides, parts: (1, 0), fold: Fold::Sum, half: None };
+        let home = Home { region: Region(u32::MAX), dtype, strides, parts: (1, 0), fold: Fold::Sum, half: None };
         Ok((Way::Rows { shape: shape.clone(), run, piece }, home))
     }
 
@@ -278,7 +277,8 @@ impl Block<'_> {
             let by_token = arg.role == Role::Token;
             let elem = element(arg.dtype);
             let Op::Input { layout, kind, .. } = self.op(input.node) else { continue };
-            let own: Vec<DimId> = if *kind == InputKind::Saved { self.dims(input.node).to_vec() } else { layout.clone() };
+            let own: Vec<DimId> =
+                if *kind == InputKind::Saved { self.dims(input.node).to_vec() } else { layout.clone() };
             let inner = self.inner_strides(input.arg, &own);
             let mut base = tensor.base;
             if !by_token {
@@ -305,7 +305,8 @@ impl Block<'_> {
                         let (mut there, mut skip) = (0i64, 0i64);
                         for (dim, ix) in &outer.0 {
                             let n = self.ix.get(*ix).as_number().expect("outer positions are numbers");
-                            let find = |list: &[(DimId, usize)]| list.iter().find(|(d, _)| d == dim).map_or(0, |(_, s)| *s);
+                            let find =
+                                |list: &[(DimId, usize)]| list.iter().find(|(d, _)| d == dim).map_or(0, |(_, s)| *s);
                             there += n * find(&input.home.strides) as i64;
                             skip += n * find(&inner) as i64;
                         }
@@ -507,5 +508,4 @@ impl Block<'_> {
         }
         Ok(())
     }
-
 }

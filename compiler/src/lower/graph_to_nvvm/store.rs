@@ -124,8 +124,7 @@ impl Block<'_> {
                         self.open_if(real);
                     }
                     for eight in 0..eights {
-                        let pair: Vec<usize> =
-                            own.iter().copied().filter(|&n| elements[n].eight == eight).collect();
+                        let pair: Vec<usize> = own.iter().copied().filter(|&n| elements[n].eight == eight).collect();
                         let pair: Vec<(&Element, Val)> = pair.iter().map(|&n| (&elements[n], values[n])).collect();
                         self.store_pair(target, &shape, &pair, together);
                     }
