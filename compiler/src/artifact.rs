@@ -559,12 +559,7 @@ fn entries_in_registers(
                 let dump = crate::graph::text::print(&stage.graph);
                 return Err(CompileError::Bug { pass: "graph-to-nvvm", message, dump });
             }
-            Err(refusal) => {
-                if std::env::var_os("CHUNKWISE_WHY").is_some() {
-                    eprintln!("{symbol}: {refusal:?}");
-                }
-                return Ok(None);
-            }
+            Err(Refusal::Unsupported(_) | Refusal::Room(_) | Refusal::Park(_)) => return Ok(None),
         }
     }
     Ok(Some(entries))

@@ -108,3 +108,38 @@ impl Interner {
         &self.all[ix.0 as usize]
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lower::tile_to_mlir::writer::Writer;
+
+    #[test]
+    fn a_position_divides_into_its_block_and_its_place_there() {
+        let w = Writer::new(2);
+        let (warp, group) = (w.param(0), w.param(1));
+        let mut row = Linear::value(warp, 16);
+        row.add(group, 1);
+        row.constant = 64 + 8;
+        let (block, place) = row.divide(16);
+        assert_eq!((block.terms.as_slice(), block.constant), ([(warp, 1)].as_slice(), 4));
+        assert_eq!((place.terms.as_slice(), place.constant), ([(group, 1)].as_slice(), 8));
+    }
+
+    #[test]
+    fn equal_positions_have_one_number() {
+        let w = Writer::new(2);
+        let (a, b) = (w.param(0), w.param(1));
+        let mut all = Interner::default();
+        let mut one = Linear::value(a, 2);
+        one.add(b, 3);
+        let mut other = Linear::value(b, 3);
+        other.add(a, 5);
+        other.add(a, -3);
+        assert_eq!(all.of(one), all.of(other));
+        assert_ne!(all.of(Linear::number(1)), all.of(Linear::number(2)));
+        let mut gone = Linear::value(a, 1);
+        gone.add(a, -1);
+        assert_eq!(gone.as_number(), Some(0));
+    }
+}

@@ -156,3 +156,63 @@ impl Memory {
         Layout { regions, bytes }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_others_wrote_is_waited_for_once() {
+        let mut memory = Memory::new(None);
+        let (a, b) = (memory.allocate(100, false), memory.allocate(100, false));
+        memory.begin();
+        assert!(!memory.touch(&[a], Touch::Write));
+        assert!(!memory.touch(&[b], Touch::Write));
+        // Also within the statement that wrote it: another thread may have.
+        assert!(memory.touch(&[a], Touch::Read));
+        assert!(!memory.touch(&[b], Touch::Read));
+        memory.begin();
+        assert!(memory.touch(&[a], Touch::Write));
+    }
+
+    #[test]
+    fn accesses_that_follow_together_are_settled_together() {
+        let mut memory = Memory::new(None);
+        let (a, b) = (memory.allocate(100, false), memory.allocate(100, false));
+        memory.begin();
+        memory.touch(&[b], Touch::Read);
+        memory.begin();
+        // A barrier stands before both are written, so what is written is still to be waited for.
+        assert!(memory.touch(&[a, b], Touch::Write));
+        memory.begin();
+        assert!(memory.touch(&[a], Touch::Read));
+    }
+
+    #[test]
+    fn regions_share_bytes_unless_they_are_needed_together() {
+        let run = |memory: &mut Memory| {
+            let regions = [200, 300, 100].map(|bytes| memory.allocate(bytes, false));
+            let always = memory.allocate(50, true);
+            for region in regions {
+                memory.begin();
+                memory.touch(&[region], Touch::Write);
+                memory.begin();
+                memory.touch(&[region], Touch::Read);
+            }
+            (regions, always)
+        };
+        let mut first = Memory::new(None);
+        run(&mut first);
+        let layout = first.place();
+        assert_eq!(layout.bytes, 128 + 384);
+        let mut second = Memory::new(Some(layout));
+        let (regions, always) = run(&mut second);
+        assert_eq!(second.offset(always), 0);
+        for region in regions {
+            assert_eq!(second.offset(region), 128);
+        }
+        // The next to lie there waits for who still reads the last.
+        second.begin();
+        assert!(second.touch(&[regions[0]], Touch::Write));
+    }
+}

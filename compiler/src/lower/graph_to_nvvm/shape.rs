@@ -163,3 +163,76 @@ impl Warps {
         self.eights(cols) * self.across * COLUMNS
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::graph::ir::Dim;
+
+    fn graph(dims: &[(&str, DimKind, usize)]) -> (Graph, Vec<DimId>) {
+        let dims: Vec<Dim> =
+            dims.iter().map(|(name, kind, size)| Dim { name: (*name).to_owned(), kind: *kind, size: *size }).collect();
+        let ids = (0..dims.len()).map(|n| DimId(u32::try_from(n).unwrap())).collect();
+        let graph = Graph {
+            name: String::new(),
+            dims,
+            nodes: Vec::new(),
+            time: None,
+            tokens: 64,
+            reverse: false,
+            carries: Vec::new(),
+            outputs: Vec::new(),
+            layouts: Vec::new(),
+            saves: Vec::new(),
+        };
+        (graph, ids)
+    }
+
+    #[test]
+    fn rows_are_tokens_or_the_first_axis_and_blocks_go_with_their_tokens() {
+        let (graph, d) = graph(&[
+            ("tb", DimKind::Block, 4),
+            ("sb", DimKind::BlockCol, 4),
+            ("ti", DimKind::Row, 16),
+            ("si", DimKind::Col, 16),
+            ("t", DimKind::Row, 64),
+            ("K", DimKind::Axis(0), 128),
+            ("V", DimKind::Axis(1), 64),
+            ("R", DimKind::Axis(2), 2),
+        ]);
+        let (tb, sb, ti, si, t, k, v, r) = (d[0], d[1], d[2], d[3], d[4], d[5], d[6], d[7]);
+        let of = |dims: &[DimId]| {
+            let shape = Shape::of(&graph, dims).unwrap();
+            (shape.rows, shape.cols, shape.outer)
+        };
+        assert_eq!(of(&[t, k]), (vec![t], vec![k], vec![]));
+        assert_eq!(of(&[k, v]), (vec![k], vec![v], vec![]));
+        assert_eq!(of(&[t, k, r]), (vec![t], vec![k], vec![r]));
+        assert_eq!(of(&[t, r]), (vec![t], vec![], vec![r]));
+        assert_eq!(of(&[tb, ti, k]), (vec![tb, ti], vec![k], vec![]));
+        assert_eq!(of(&[tb, si, k]), (vec![tb, si], vec![k], vec![]));
+        assert_eq!(of(&[tb, sb, si, k]), (vec![sb, si], vec![k], vec![tb]));
+        assert_eq!(of(&[tb, sb, ti, si]), (vec![tb, ti], vec![sb, si], vec![]));
+        assert_eq!(of(&[tb, ti, si]), (vec![tb, ti], vec![si], vec![]));
+    }
+
+    #[test]
+    fn every_strip_and_eight_has_one_warp() {
+        for warps in [1, 2, 4, 8, 16] {
+            for rows in [16, 32, 48, 64, 112, 128, 256] {
+                let grid = Warps::of(warps, rows);
+                assert_eq!(grid.count(), warps);
+                for n in [16, 48, 60, 64, 100, 128, 192, 256] {
+                    assert!(grid.padded_rows(n) >= n && grid.padded_rows(n).is_multiple_of(STRIP));
+                    assert!(grid.padded_cols(n) >= n && grid.padded_cols(n).is_multiple_of(COLUMNS));
+                    // Warp `down` has strips down, down + grid.down, …: each once.
+                    let strips: std::collections::BTreeSet<usize> = (0..grid.down)
+                        .flat_map(|down| (0..grid.strips(n)).map(move |strip| down + grid.down * strip))
+                        .collect();
+                    assert_eq!(strips.len() * STRIP, grid.padded_rows(n));
+                    assert!(grid.eights(n) == 1 || grid.eights(n).is_multiple_of(2));
+                }
+            }
+        }
+    }
+}
