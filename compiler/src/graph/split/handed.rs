@@ -111,7 +111,15 @@ fn rounds_operands(graph: &Graph, node: &Node) -> bool {
     let is_mask = |x: NodeId| matches!(&graph.node(x).op, Op::Segment { gates, .. } if gates.events.is_empty());
     let [left, right] = [a, b].map(|x| &graph.node(*x).dims);
     let ends = node.dims.last().is_some_and(|last| left.contains(last) != right.contains(last));
-    ends && !is_mask(*a) && !is_mask(*b) && on_tensor_cores(graph, left, right, over)
+    // Errors of an inverse are multiplied by everything after it: such a product keeps more digits.
+    let exact = is_mask(*a) || is_mask(*b) || of_inverse(graph, *a) || of_inverse(graph, *b);
+    ends && !exact && on_tensor_cores(graph, left, right, over)
+}
+
+/// Whether a value is of the inverse of a triangular system.
+fn of_inverse(graph: &Graph, x: NodeId) -> bool {
+    let op = &graph.node(x).op;
+    matches!(op, Op::Inverse(_)) || moved(op).is_some_and(|x| of_inverse(graph, x))
 }
 
 /// Whether a value is worth keeping as such: not if it is another name for all of its operand, known without data,

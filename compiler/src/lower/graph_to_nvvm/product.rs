@@ -11,8 +11,8 @@ use super::Refusal;
 use super::block::{Block, Point, Tile};
 use super::index::Linear;
 use super::memory::Touch;
-use super::shape::{COLUMNS, STRIP, Shape, extent};
-use crate::graph::ir::{DimId, InputKind, NodeId, Op};
+use super::shape::{STRIP, Shape, extent};
+use crate::graph::ir::{DimId, DimKind, InputKind, NodeId, Op};
 use crate::lower::tile_to_mlir::writer::{Ty, Val};
 use crate::lower::tile_to_nvvm::text;
 use chunkwise_abi::DType;
@@ -69,8 +69,10 @@ impl Block<'_> {
         if !has(self, right, &shape.cols) {
             return Err(Refusal::unsupported("a product whose rows and columns come from one side"));
         }
-        let exact_left = self.is_ones(right);
-        let exact_right = self.is_ones(left);
+        // Errors of an inverse are multiplied by everything after it.
+        let exact = self.is_inverse(left) || self.is_inverse(right);
+        let exact_left = exact || self.is_ones(right);
+        let exact_right = exact || self.is_ones(left);
         self.ready(left)?;
         self.ready(right)?;
         if let Some(start) = start {
@@ -119,9 +121,12 @@ impl Block<'_> {
                     for (strip, left) in left.iter().enumerate() {
                         let at = 4 * (strip * eights + eight + n);
                         // In the order of an element's half and column.
-                        for a in left {
-                            for b in words {
-                                self.mma(a, b, &mut sums[at..at + 4]);
+                        for (high, a) in left.iter().enumerate() {
+                            for (low, b) in words.iter().enumerate() {
+                                // What is second on both sides is below what is kept.
+                                if high + low < PARTS {
+                                    self.mma(a, b, &mut sums[at..at + 4]);
+                                }
                             }
                         }
                     }
@@ -359,6 +364,20 @@ impl Block<'_> {
         }
     }
 
+    /// Whether a value is of the inverse of a triangular system, computed here or handed on in float32.
+    fn is_inverse(&self, x: NodeId) -> bool {
+        match self.op(x) {
+            Op::Inverse(_) => true,
+            Op::Rename(y, ..) | Op::Index(y, ..) => self.is_inverse(*y),
+            Op::Input { name, kind: InputKind::Saved, .. } => {
+                let by_axis = |d: &DimId| matches!(self.graph.dim(*d).kind, DimKind::Axis(_));
+                let wide = self.args.iter().any(|arg| arg.name == *name && arg.dtype == DType::F32);
+                wide && !self.dims(x).iter().any(by_axis)
+            }
+            _ => false,
+        }
+    }
+
     /// Whether a value is a bfloat16 whatever the data: nothing is lost if it is rounded to one.
     fn is_narrow(&self, x: NodeId) -> bool {
         match self.op(x) {
@@ -409,8 +428,8 @@ impl Block<'_> {
     /// there is room for them.
     fn may_be_tile(&self, x: NodeId) -> bool {
         let Some(shape) = Shape::of(self.graph, self.dims(x)).filter(Shape::is_matrix) else { return false };
-        let rows = self.warps.padded_rows(extent(self.graph, &shape.rows));
-        let pitch = self.pitch(self.warps.padded_cols(extent(self.graph, &shape.cols)));
+        let (rows, cols) = self.room(extent(self.graph, &shape.rows), extent(self.graph, &shape.cols));
+        let pitch = self.pitch(cols);
         let count = extent(self.graph, &shape.outer);
         count == 1 || self.options.whole_operands && count * rows * pitch <= LARGEST_OPERAND
     }
@@ -467,9 +486,11 @@ impl Block<'_> {
         16 * if sixteens.is_multiple_of(2) { sixteens + 1 } else { sixteens }
     }
 
-    /// Bytes beyond a matrix that are read, and not used, where its columns are rows of a product.
-    pub fn overhang(&self, n_cols: usize, cols: usize) -> usize {
-        2 * self.warps.padded_rows(n_cols).saturating_sub(cols)
+    /// Rows and columns of an operand in shared memory, also where its rows are columns of a product, or its columns rows:
+    /// what lies beyond a matrix is read, and not used.
+    pub fn room(&self, n_rows: usize, n_cols: usize) -> (usize, usize) {
+        let both = |n: usize| self.warps.padded_rows(n).max(self.warps.padded_cols(n)).next_multiple_of(STRIP);
+        (both(n_rows), both(n_cols))
     }
 
     /// Writes a value to shared memory as an operand.
@@ -480,8 +501,7 @@ impl Block<'_> {
         self.ready(x)?;
         let shape = self.matrix(self.dims(x))?;
         let (n_rows, n_cols) = (extent(self.graph, &shape.rows), extent(self.graph, &shape.cols));
-        let rows = self.warps.padded_rows(n_rows);
-        let cols = self.warps.padded_cols(n_cols).next_multiple_of(2 * COLUMNS);
+        let (rows, cols) = self.room(n_rows, n_cols);
         let pitch = self.pitch(cols);
         let matrix = rows * pitch;
         let count = extent(self.graph, &shape.outer);
@@ -491,7 +511,7 @@ impl Block<'_> {
             outer.push((*dim, step));
             step *= self.size(*dim);
         }
-        let region = self.memory.allocate(matrix * count * parts + self.overhang(n_cols, cols), false);
+        let region = self.memory.allocate(matrix * count * parts, false);
         let tile = Tile {
             region,
             rows: shape.rows.clone(),

@@ -147,7 +147,9 @@ impl Block<'_> {
         let mut staged = Vec::new();
         for (mut input, bytes) in all {
             let bytes = bytes.next_multiple_of(128);
-            input.home.region = self.memory.allocate(if double { 2 * bytes } else { bytes }, double);
+            // What is cleared once stays so.
+            let always = double || self.beyond(&input) != (0, 0);
+            input.home.region = self.memory.allocate(if double { 2 * bytes } else { bytes }, always);
             input.home.half = double.then_some((self.parity, bytes));
             staged.push(input);
         }
@@ -176,9 +178,9 @@ impl Block<'_> {
         let piece = [16, 8, 4].into_iter().find(|n| run.is_multiple_of(*n) && whole_run.is_multiple_of(*n));
         let piece = piece.ok_or_else(|| Refusal::unsupported(&format!("rows of `{name}` of {run} bytes")))?;
         let n_rows = extent(self.graph, &shape.rows);
-        let cols = self.warps.padded_cols(self.size(*col)).next_multiple_of(STRIP);
+        let (rows, cols) = self.room(n_rows, self.size(*col));
         let pitch = if dtype == DType::BF16 { self.pitch(cols) } else { 4 * cols + 16 };
-        let matrix = self.warps.padded_rows(n_rows) * pitch;
+        let matrix = rows * pitch;
         let mut strides = vec![(*col, size)];
         let mut step = pitch;
         for dim in shape.rows.iter().rev() {
@@ -190,7 +192,7 @@ impl Block<'_> {
             strides.push((*dim, step));
             step *= self.size(*dim);
         }
-        self.sizes.insert(node, step + self.overhang(self.size(*col), cols));
+        self.sizes.insert(node, step);
         let home = Home { region: Region(u32::MAX), dtype, strides, parts: (1, 0), fold: Fold::Sum, half: None };
         Ok((Way::Rows { shape: shape.clone(), run, piece }, home))
     }
@@ -232,34 +234,59 @@ impl Block<'_> {
         }
     }
 
-    /// Columns beyond the last that products read are zero, once and for all.
+    /// Rows and columns beyond the last that products read: they add nothing if they are zero.
+    fn beyond(&self, input: &Staged) -> (usize, usize) {
+        let Way::Rows { shape, .. } = &input.way else { return (0, 0) };
+        if input.home.dtype != DType::BF16 {
+            return (0, 0);
+        }
+        let beyond = |n: usize| n.next_multiple_of(STRIP) - n;
+        (beyond(extent(self.graph, &shape.rows)), beyond(self.size(shape.cols[0])))
+    }
+
+    /// Rows and columns beyond the last that products read are zero, once and for all.
     pub fn clear_padding(&mut self, staged: &[Staged]) {
         for input in staged {
-            let Way::Rows { shape, run, .. } = &input.way else { continue };
-            let n = self.size(shape.cols[0]);
-            if n.is_multiple_of(STRIP) || input.home.dtype != DType::BF16 {
-                continue;
-            }
+            let Way::Rows { shape, .. } = &input.way else { continue };
+            let (below, beside) = self.beyond(input);
+            let (n_rows, n_cols) = (extent(self.graph, &shape.rows), self.size(shape.cols[0]));
+            let outer = extent(self.graph, &shape.outer);
+            let (rows, _) = self.room(n_rows, n_cols);
             let pitch = input.home.strides[1].1;
-            let rows = self.warps.padded_rows(extent(self.graph, &shape.rows)) * extent(self.graph, &shape.outer);
-            let beyond = n.next_multiple_of(STRIP) * 2 - run;
             let halves = if input.home.half.is_some() { 2 } else { 1 };
-            let threads = 32 * self.warps.count();
+            let step = input.home.half.map_or(0, |(_, step)| step);
             for half in 0..halves {
-                for turn in 0..rows.div_ceil(threads) {
-                    let (own, last) = (self.int(turn * threads), self.int(rows - 1));
-                    let row = self.w.op("add", self.thread, own, Ty::I32);
-                    let row = self.w.intrinsic("smin", &[row, last], Ty::I32);
-                    for at in (0..beyond).step_by(2) {
-                        let mut bytes = Linear::value(row, pitch as i64);
-                        let step = input.home.half.map_or(0, |(_, step)| step);
-                        bytes.constant = (run + at + half * step) as i64;
-                        let address = self.shared(input.home.region, &bytes);
-                        let zero = self.w.int(Ty::scalar(Elem::I16), 0);
-                        text::store(&mut self.w, zero, address, "i16", 2);
+                for matrix in 0..outer {
+                    let start = half * step + matrix * rows * pitch;
+                    if beside > 0 {
+                        self.clear(input.home.region, (start + 2 * n_cols, pitch), (n_rows + below, 2 * beside));
+                    }
+                    if below > 0 {
+                        let width = 2 * n_cols.next_multiple_of(STRIP);
+                        self.clear(input.home.region, (start + n_rows * pitch, pitch), (below, width));
                     }
                 }
             }
+        }
+    }
+
+    /// Writes zero over so many rows of so many bytes.
+    fn clear(&mut self, region: Region, (start, pitch): (usize, usize), (rows, bytes): (usize, usize)) {
+        let threads = 32 * self.warps.count();
+        let numbers = bytes / 2;
+        for turn in 0..(rows * numbers).div_ceil(threads) {
+            let (ahead, last, width) = (self.int(turn * threads), self.int(rows * numbers - 1), self.int(numbers));
+            let flat = self.w.op("add", self.thread, ahead, Ty::I32);
+            let own = self.w.icmp("sle", flat, last, Ty::I32);
+            self.open_if(own);
+            let (row, number) = (self.w.op("udiv", flat, width, Ty::I32), self.w.op("urem", flat, width, Ty::I32));
+            let mut at = Linear::value(row, pitch as i64);
+            at.add(number, 2);
+            at.constant = start as i64;
+            let address = self.shared(region, &at);
+            let zero = self.w.int(Ty::scalar(Elem::I16), 0);
+            text::store(&mut self.w, zero, address, "i16", 2);
+            self.close_if();
         }
     }
 
