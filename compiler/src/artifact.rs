@@ -423,6 +423,10 @@ fn lowered_at(
     Ok(Some((signature, directions)))
 }
 
+/// Kernels that are launched one after the other, and what they hand on.
+#[cfg(feature = "llvm")]
+type Kernels = (Vec<Entry>, Vec<ArgSignature>);
+
 /// The kernels of a schedule's stages, and what they hand on. With `registers`, values stay in registers; none if some
 /// stage has something that is not done this way.
 #[cfg(feature = "llvm")]
@@ -433,7 +437,7 @@ fn kernels(
     family: &Family,
     dtype: DType,
     registers: bool,
-) -> Result<Option<(Vec<Entry>, Vec<ArgSignature>)>, CompileError> {
+) -> Result<Option<Kernels>, CompileError> {
     let stages = split(graph, schedule)?;
     // The tensors of a call stand as they would for a single kernel, then what the kernels hand on.
     let handed = temporaries(&stages);

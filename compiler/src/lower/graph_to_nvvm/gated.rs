@@ -166,13 +166,13 @@ impl Block<'_> {
                             None => none,
                         };
                         let a = [word(&upper, 0, 0), word(&upper, 0, 1), word(&upper, 1, 0), word(&upper, 1, 1)];
-                        for side in 0..2 {
+                        for (side, sums) in sums[form][level].iter_mut().enumerate() {
                             // Later rows are never columns of the last half.
                             if half == 8 && side == 1 {
                                 continue;
                             }
                             let b = [word(&lower, 0, side), word(&lower, 1, side)];
-                            self.mma(&a, &b, &mut sums[form][level][side]);
+                            self.mma(&a, &b, sums);
                         }
                     }
                     for (n, running) in running.iter_mut().enumerate() {
@@ -186,35 +186,33 @@ impl Block<'_> {
             }
             // Pairs of each half lie in the same 2h rows.
             for (form, sums) in sums.iter().enumerate() {
-                for side in 0..2 {
-                    for upper in 0..2 {
-                        let mut pair = [zero; 2];
-                        for (odd, value) in pair.iter_mut().enumerate() {
-                            for (level, &half) in HALVES.iter().enumerate() {
-                                let sum = sums[level][side][2 * upper + odd];
-                                let same = if half == 8 {
-                                    if side == 1 || upper == 0 {
-                                        continue;
-                                    }
-                                    None
-                                } else if side != upper {
+                for (side, upper) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+                    let mut pair = [zero; 2];
+                    for (odd, value) in pair.iter_mut().enumerate() {
+                        for (level, &half) in HALVES.iter().enumerate() {
+                            let sum = sums[level][side][2 * upper + odd];
+                            let same = if half == 8 {
+                                if side == 1 || upper == 0 {
                                     continue;
-                                } else {
-                                    Some(self.same_group(2 * half, odd))
-                                };
-                                let sum = match same {
-                                    None => sum,
-                                    Some(same) => self.w.select(same, sum, zero, Ty::F32),
-                                };
-                                *value = self.w.op("fadd", *value, sum, Ty::F32);
-                            }
+                                }
+                                None
+                            } else if side != upper {
+                                continue;
+                            } else {
+                                Some(self.same_group(2 * half, odd))
+                            };
+                            let sum = match same {
+                                None => sum,
+                                Some(same) => self.w.select(same, sum, zero, Ty::F32),
+                            };
+                            *value = self.w.op("fadd", *value, sum, Ty::F32);
                         }
-                        let mut bytes = Linear::default();
-                        bytes.add_scaled(&self.row(strip, upper), pitch as i64);
-                        bytes.add(self.quad, 8);
-                        bytes.constant += 32 * side as i64;
-                        results[form].push((bytes, pair));
                     }
+                    let mut bytes = Linear::default();
+                    bytes.add_scaled(&self.row(strip, upper), pitch as i64);
+                    bytes.add(self.quad, 8);
+                    bytes.constant += 32 * side as i64;
+                    results[form].push((bytes, pair));
                 }
             }
         }

@@ -72,7 +72,7 @@ impl Block<'_> {
             | Op::BoundaryGrad { .. }
             | Op::Scan(_)
             | Op::ScanResult(..) => {
-                return Err(Refusal::unsupported(&format!("{}", self.op_name(x))));
+                return Err(Refusal::unsupported(&self.op_name(x)));
             }
         }
         if self.parked.contains(&x) && !self.homes.contains_key(&x) {
