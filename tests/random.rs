@@ -1,6 +1,6 @@
 //! Random programs, compiled in float32: outputs and states within 2e-5, gradients within 1e-4 of the float64 reference,
-//! relative to max(‖reference‖, a root mean square of 1e-3), and more where rounding alone, of the inputs and of what is
-//! computed on the way, moves the reference by more ([`chunkwise::verify::budget`]).
+//! relative to max(‖reference‖, a root mean square of 1e-3), and more where rounding alone, of the inputs, of what is
+//! computed on the way and of what blocks of tokens add up, moves the reference by more ([`chunkwise::verify::budget`]).
 //!
 //! The long mode: `CHUNKWISE_PROGRAMS=2000 cargo test --release --test all -- --ignored many_random_programs_compiled
 //! --nocapture`, from the seed in `CHUNKWISE_SEED`.
@@ -363,6 +363,62 @@ fn a_difference_of_computed_numbers_is_allowed_their_rounding() {
         let case: Case = case.parse().expect("a case");
         let findings = compare(&program, &case, &Trial::of(&[FormChoice::Chunkwise, FormChoice::Recurrent]));
         findings.unwrap_or_else(|message| panic!("{case}\n{message}"));
+    }
+}
+
+/// Programs whose edits take away all or nearly all of the state, or of its gradient, that a block of tokens has added
+/// up. Found by the long mode.
+const TAKEN_AWAY: [(FormChoice, &str, &str); 4] = [
+    (
+        FormChoice::Parallel,
+        "seed=4186139021,batch=2,tokens=64,heads=2,groups=1,chunk=32,init=yes,regime=saturated,size.K=1,\
+         size.R=1,size.V=1",
+        "axis K, V, R input k1_r: [R, K] in unit(K), x2_r: [R, K], k0: [K] in unit(K) state S: [K, V] \
+         for r in R { S = S + k1_r[r] * (0.5 * (l2norm(x2_r[r], K) @ S)) } \
+         output o0: [V] = tanh(stop_gradient(k0) @ S)",
+    ),
+    (
+        FormChoice::Chunkwise,
+        "seed=49307587,batch=3,tokens=16,heads=2,groups=1,chunk=64,init=no,regime=saturated,size.K=1,size.N=3,\
+         size.R=3,size.V=4",
+        "axis K, V, N, R input beta0_r: [R] in [0, 1], s2: [R, K] in unit(K), v2_r: [R, V], y: [N] state S: [K, V] \
+         for r in R { S = S + s2[0] * (beta0_r[r] * (softmax(v2_r[r], V) - s2[0] @ S)) } \
+         output o0: [V, N] = (s2[0] @ S) * y",
+    ),
+    (
+        FormChoice::Chunkwise,
+        "seed=664106316,batch=3,tokens=31,heads=2,groups=1,chunk=16,init=yes,regime=strong,size.K=1,size.R=3,size.V=33",
+        "axis K, V, R input f0: [], k2_r: [R, K] in unit(K), v2_r: [R, V], k1: [K] in unit(K) state S: [K, V] \
+         S = exp(logsigmoid(f0) / 4) * S for r in R { S = S + k2_r[r] * (v2_r[r] - k2_r[r] @ S) } \
+         output o0: [V] = k1 @ S",
+    ),
+    (
+        FormChoice::Parallel,
+        "seed=2720761614,batch=1,tokens=63,heads=2,groups=1,chunk=16,init=no,regime=usual,size.K=7,size.R=2,size.V=16",
+        "axis K, V, R input k0_r: [R, K] in unit(K), v0_r: [R, V] state S: [K, V] state c: [] \
+         for r in R { S = S + k0_r[r] * (v0_r[r] - k0_r[r] @ S) } output o0: [] = c",
+    ),
+];
+
+/// A form in blocks is allowed the rounding of what a block adds up, a token at a time nothing: there the edits take
+/// it away.
+#[test]
+fn what_edits_take_away_is_rounded_only_in_blocks() {
+    for (form, case, source) in TAKEN_AWAY {
+        let source = format!("recurrence drawn {{ {source} }}");
+        let program = chunkwise_dsl::compile(&source).expect("the source is a program").programs.remove(0);
+        let case: Case = case.parse().expect("a case");
+        for form in [form, FormChoice::Recurrent] {
+            let checks = [Check::Agrees(form.into(), Precision::F32)];
+            let report = verify_case(&program, &BTreeMap::new(), &checks, &case);
+            assert!(report.failed.is_empty(), "{case}\n{source}\n{:?}", report.failed);
+            let worst: Vec<_> = report.rows.iter().filter_map(|row| row.worst.as_ref()).collect();
+            assert_eq!(worst.len(), 2, "outputs and states, and gradients");
+            // What is allowed stays small beside the terms: the floor is a thousandth of them.
+            assert!(worst.iter().all(|it| it.allowed < 0.03), "{worst:?}");
+            let conditioned: usize = report.rows.iter().map(|row| row.conditioned).sum();
+            assert_eq!(conditioned > 0, form != FormChoice::Recurrent, "{case}\n{source}\n{worst:?}");
+        }
     }
 }
 

@@ -20,7 +20,7 @@ use crate::verify::{self, Failed, Options, Report, Row};
 A case has random sizes, and data inside the declared ranges: gates weak, strong, saturated, at their bounds, exact
 zeros. Relative errors are ‖x − ref‖ / max(‖ref‖, 1e-3·√elements). Where a case magnifies rounding, so that moving each
 input by half a unit in its last place changes a result, that result may differ by 64 times that change beyond its
-budget; the column `magnified` counts these. On a GPU, narrow types are also held against what rounding of inputs and
+budget, and by 16 times that of moving what a chunk adds up; the column `magnified` counts these. On a GPU, narrow types are also held against what rounding of inputs and
 results alone costs: such a row counts multiples of that.
 
 Examples:

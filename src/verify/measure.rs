@@ -15,6 +15,7 @@ use chunkwise_dsl::program::{Program, TensorKind};
 use super::budget::{self, Share};
 use super::case::Case;
 use super::draw::draw;
+use super::moved::Moved;
 use super::random::Random;
 use super::{slices, summary};
 use crate::binding::Leading;
@@ -45,6 +46,15 @@ impl From<FormChoice> for Way {
 }
 
 impl Way {
+    /// Tokens that are gone through at once.
+    fn block(self, case: &Case) -> Option<usize> {
+        match self.form {
+            FormChoice::Chunkwise => Some(case.chunk),
+            FormChoice::Parallel => Some(case.tokens),
+            FormChoice::Naive | FormChoice::Recurrent => None,
+        }
+    }
+
     fn name(self) -> String {
         match self.inside {
             Inside::Anchored => self.form.name().to_owned(),
@@ -318,10 +328,11 @@ impl<'p> Subject<'p> {
         let engine = self.engine(case, way, precision)?;
         let forward = engine.run(&bundle, false)?;
         let found = engine.run(&bundle, true)?;
-        let mut findings = self.compare(case, &bundle, &expected, &found, precision, 1.0)?;
+        let terms = Terms { case, precision, block: way.block(case), times: 1.0 };
+        let mut findings = self.compare(&terms, &bundle, &expected, &found)?;
         let mut without: Bundle = expected;
         without.retain(|name, _| Share::of(name) == Share::Values);
-        findings.extend(self.compare(case, &bundle, &without, &forward, precision, 1.0)?);
+        findings.extend(self.compare(&terms, &bundle, &without, &forward)?);
         Ok(Measured::Findings(worst(findings)))
     }
 
@@ -415,7 +426,8 @@ impl<'p> Subject<'p> {
         for chunk in [16, 64].into_iter().filter(|chunk| *chunk != case.chunk) {
             let other = Case { chunk, ..case.clone() };
             let again = self.engine(&other, way, precision)?.run(&bundle, true)?;
-            findings.extend(self.compare(case, &bundle, &once, &again, precision, 2.0)?);
+            let terms = Terms { case, precision, block: Some(chunk.max(case.chunk)), times: 2.0 };
+            findings.extend(self.compare(&terms, &bundle, &once, &again)?);
         }
         Ok(Measured::Findings(worst(findings)))
     }
@@ -452,7 +464,8 @@ impl<'p> Subject<'p> {
             };
             joined.insert(name.clone(), tensor);
         }
-        Ok(Measured::Findings(self.compare(case, &bundle, &once, &joined, precision, 2.0)?))
+        let terms = Terms { case, precision, block: way.block(case), times: 2.0 };
+        Ok(Measured::Findings(self.compare(&terms, &bundle, &once, &joined)?))
     }
 
     fn composes(&mut self, case: &Case) -> Result<Measured, Failure> {
@@ -465,50 +478,32 @@ impl<'p> Subject<'p> {
         let composed = summary::compose(&self.instance(case)?, &bundle, &cuts, case.chunk)?;
         once.retain(|name, _| name.starts_with("final."));
         let precision = self.contract_precision(case);
-        Ok(Measured::Findings(self.compare(case, &bundle, &once, &composed, precision, 2.0)?))
-    }
-
-    /// The reference's answers to rounding: of the inputs alone, and of every value on the way as well.
-    fn moved(&self, case: &Case, bundle: &Bundle, precision: Precision) -> Result<Moved, Failure> {
-        let (mut random, mut ways) = (Random::new(case.seed, "nudge"), Random::new(case.seed, "steps"));
-        let instance = self.instance(case)?;
-        let half_unit = budget::arithmetic_half_unit(precision);
-        let mut moved = Moved { still: self.reference(case, bundle)?, inputs: Vec::new(), steps: Vec::new() };
-        for _ in 0..2 {
-            let nudged = budget::nudged(bundle, precision, &mut random);
-            moved.inputs.push(self.reference(case, &nudged)?);
-            let steps = reference::run_backward_rounded(&instance, &nudged, half_unit, ways.bits());
-            moved.steps.push(steps.map_err(|error| Failure::Ours(error.to_string()))?);
-        }
-        Ok(moved)
+        let terms = Terms { case, precision, block: Some(case.chunk), times: 2.0 };
+        Ok(Measured::Findings(self.compare(&terms, &bundle, &once, &composed)?))
     }
 
     /// Compares results, and asks how sensitive the case is only where a budget does not suffice.
     fn compare(
         &self,
-        case: &Case,
+        terms: &Terms,
         bundle: &Bundle,
         expected: &Bundle,
         found: &Bundle,
-        precision: Precision,
-        times: f64,
     ) -> Result<Vec<Finding>, Failure> {
         let mut findings = Vec::new();
         let mut moved: Option<Moved> = None;
         for (name, expected) in expected {
             let floor = budget::floor(expected);
             let error = found.get(name).map_or(f64::INFINITY, |found| found.relative_error(expected, floor));
-            let mut allowed = times * budget::allowed(self.program, name, precision);
+            let mut allowed = terms.times * budget::allowed(self.program, name, terms.precision);
             let conditioned = error > allowed && error.is_finite();
             if conditioned {
                 if moved.is_none() {
-                    moved = Some(self.moved(case, bundle, precision)?);
+                    let &Terms { case, precision, block, .. } = terms;
+                    let answers = Moved::new(&self.instance(case)?, case, bundle, precision, block);
+                    moved = Some(answers.map_err(|error| Failure::Ours(error.to_string()))?);
                 }
-                let moved = moved.as_ref().expect("it was just put there");
-                let change = |by: &[Bundle]| {
-                    by.iter().map(|it| it[name].relative_error(&moved.still[name], floor)).fold(0.0, f64::max)
-                };
-                allowed += budget::ROUNDINGS * change(&moved.inputs).max(change(&moved.steps));
+                allowed += moved.as_ref().expect("it was just put there").allowance(name, floor);
             }
             findings.push(Finding { share: Share::of(name), tensor: name.clone(), error, allowed, conditioned });
         }
@@ -516,11 +511,14 @@ impl<'p> Subject<'p> {
     }
 }
 
-/// What the reference gives when it is moved by roundings, each drawn twice.
-struct Moved {
-    still: Bundle,
-    inputs: Vec<Bundle>,
-    steps: Vec<Bundle>,
+/// On what terms results are compared.
+struct Terms<'c> {
+    case: &'c Case,
+    precision: Precision,
+    /// Tokens that one side goes through at once, where it does.
+    block: Option<usize>,
+    /// How many budgets apart they may be: one, or two where both sides are rounded.
+    times: f64,
 }
 
 /// Whether the declared ranges allow a decay inside a sum to be anchored within a block.

@@ -6,6 +6,7 @@ pub mod budget;
 pub mod case;
 pub mod draw;
 pub mod measure;
+pub mod moved;
 pub mod random;
 pub mod slices;
 pub mod summary;

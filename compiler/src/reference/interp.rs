@@ -16,6 +16,7 @@ use super::nest::{Nest, Row};
 use super::plan::{Compute, Operation, Plan, Slots, plan};
 use super::rounding::Rounding;
 use super::rows::{Line, LineMut, add_product, assign};
+use super::sums::Sums;
 use crate::tensor::{Bundle, Tensor};
 
 /// Added under the root of `l2norm`, as in the language's definition.
@@ -34,15 +35,14 @@ pub fn run_backward(instance: &Instance, tensors: &Bundle) -> Result<Bundle, Ref
     interpret(instance, tensors, None, true, None)
 }
 
-/// What [`run_backward`] gives when every value that is computed on the way, forwards and backwards, is moved by
-/// `half_unit` of itself, up or down as `seed` says: once as much as a type with that precision rounds.
+/// What [`run_backward`] gives when every value that is computed on the way, forwards and backwards, is moved once as
+/// much as a type rounds.
 pub fn run_backward_rounded(
     instance: &Instance,
     tensors: &Bundle,
-    half_unit: f64,
-    seed: u64,
+    rounding: Rounding,
 ) -> Result<Bundle, ReferenceError> {
-    interpret(instance, tensors, None, true, Some(Rounding { half_unit, seed }))
+    interpret(instance, tensors, None, true, Some(rounding))
 }
 
 /// [`run`] for sequences packed one after another in a batch of one: sequence `n` has the tokens
@@ -145,14 +145,24 @@ impl Machine<'_> {
             }
         }
 
+        let block = self.rounding.and_then(|it| it.block);
+        let mut sums = block.map(|_| Sums::new(plan));
+        // Whether a block begins with a token.
+        let begins = |token: usize| block.is_some_and(|block| (token - sequence.tokens.start).is_multiple_of(block));
         let mut state = plan.gather(&slots, &plan.states);
+        let mut squares = Vec::new();
         let mut checkpoints = Vec::new();
         for token in sequence.tokens.clone() {
             if backward && (token - sequence.tokens.start).is_multiple_of(stretch) {
-                checkpoints.push(state.clone());
+                checkpoints.push((state.clone(), squares.clone()));
             }
             self.load(&mut slots, &state, sequence.batch, token, head);
-            evaluate(&plan.operations, &mut slots, self.rounding.map(|it| it.of(number, head, token)));
+            if let Some(sums) = &mut sums {
+                sums.load(&slots, &plan.states, (!begins(token)).then_some(&squares));
+            }
+            let rounding = self.rounding.map(|it| it.of(number, head, token));
+            evaluate(&plan.operations, &mut slots, rounding, sums.as_mut());
+            squares = sums.as_ref().map_or_else(Vec::new, |sums| sums.gather(&plan.finals));
             for (output, from) in self.results.outputs.iter_mut().zip(&plan.outputs) {
                 let at = self.call.row(sequence.batch, token, head) * from.len;
                 output.data[at..at + from.len].copy_from_slice(&slots[from.range()]);
@@ -178,18 +188,29 @@ impl Machine<'_> {
         }
         let mut tape = vec![slots; stretch.min(n_tokens)];
         let mut adj = vec![0.0; plan.n_slots];
+        let mut squares_adj = Vec::new();
         for (idx, checkpoint) in checkpoints.into_iter().enumerate().rev() {
             let first = sequence.tokens.start + idx * stretch;
             let tokens = first..(first + stretch).min(sequence.tokens.end);
-            let mut state = checkpoint;
+            let (mut state, mut squares) = checkpoint;
             for (token, slots) in tokens.clone().zip(&mut tape) {
                 self.load(slots, &state, sequence.batch, token, head);
-                evaluate(&plan.operations, slots, self.rounding.map(|it| it.of(number, head, token)));
+                if let Some(sums) = &mut sums {
+                    sums.load(slots, &plan.states, (!begins(token)).then_some(&squares));
+                }
+                let rounding = self.rounding.map(|it| it.of(number, head, token));
+                evaluate(&plan.operations, slots, rounding, sums.as_mut());
+                squares = sums.as_ref().map_or_else(Vec::new, |sums| sums.gather(&plan.finals));
                 state = plan.gather(slots, &plan.finals);
             }
             for (token, slots) in tokens.clone().zip(&tape).rev() {
                 let rounding = self.rounding.map(|it| it.of(number, head, token).backwards());
-                self.token_back(slots, &mut adj, &mut state_adj, sequence.batch, token, head, rounding);
+                if let Some(sums) = &mut sums {
+                    let last = token + 1 == sequence.tokens.end || begins(token + 1);
+                    sums.load_back(&plan.finals, &state_adj, (!last).then_some(&squares_adj));
+                }
+                self.token_back(slots, &mut adj, &mut state_adj, sequence.batch, token, head, rounding, sums.as_mut());
+                squares_adj = sums.as_ref().map_or_else(Vec::new, |sums| sums.gather(&plan.states));
             }
         }
         let mut rest = state_adj.as_slice();
@@ -227,6 +248,7 @@ impl Machine<'_> {
         token: usize,
         head: usize,
         rounding: Option<Rounding>,
+        mut sums: Option<&mut Sums>,
     ) {
         let plan = self.plan;
         adj.fill(0.0);
@@ -242,11 +264,23 @@ impl Machine<'_> {
             add(&mut adj[state.range()], own);
             rest = others;
         }
-        for operation in plan.operations.iter().rev() {
+        for (number, operation) in plan.operations.iter().enumerate().rev() {
+            if let Some(sums) = &mut sums {
+                sums.complete(operation.result, adj);
+            }
             if let Some(rounding) = rounding {
-                rounding.apply(operation, adj);
+                rounding.apply(operation, adj, sums.as_deref());
             }
             pull_back(operation, slots, adj);
+            if let Some(sums) = &mut sums {
+                sums.hand_back(number, operation, slots, adj);
+            }
+        }
+        if let (Some(rounding), Some(sums)) = (rounding, &mut sums) {
+            for &state in &plan.states {
+                sums.complete(state, adj);
+                rounding.shift(state, adj, Some(sums));
+            }
         }
         for ((bound, from), grad) in self.call.tensors.iter().zip(&plan.tensors).zip(&mut self.results.grads) {
             let at = bound.row(self.call, batch, token, head) * from.len;
@@ -276,8 +310,8 @@ fn add(into: &mut [f64], from: &[f64]) {
 }
 
 /// Runs the operations in order. A result lies behind its operands, so the slots can be split between them.
-fn evaluate(operations: &[Operation], slots: &mut [f64], rounding: Option<Rounding>) {
-    for operation in operations {
+fn evaluate(operations: &[Operation], slots: &mut [f64], rounding: Option<Rounding>, mut sums: Option<&mut Sums>) {
+    for (number, operation) in operations.iter().enumerate() {
         let first = operation.result.start;
         match &operation.compute {
             Compute::Copy(nest) => nest.each(|[y, x, _]| slots[y] = slots[x]),
@@ -308,8 +342,11 @@ fn evaluate(operations: &[Operation], slots: &mut [f64], rounding: Option<Roundi
                 fibres.each(|[y, x, _]| reduce(*function, slots, Fibre { y, x, count: *count, strides: *strides }));
             }
         }
+        if let Some(sums) = &mut sums {
+            sums.add_up(number, operation, slots);
+        }
         if let Some(rounding) = rounding {
-            rounding.apply(operation, slots);
+            rounding.apply(operation, slots, sums.as_deref());
         }
     }
 }

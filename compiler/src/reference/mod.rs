@@ -22,6 +22,8 @@ mod plan;
 mod python;
 mod rounding;
 mod rows;
+mod sums;
 
 pub use error::ReferenceError;
 pub use interp::{run, run_backward, run_backward_rounded, run_packed, run_packed_backward};
+pub use rounding::Rounding;

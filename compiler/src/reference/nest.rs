@@ -64,6 +64,11 @@ impl Nest {
         Nest { starts: views.map(|view| view.start), loops }
     }
 
+    /// The first slots of result and operands.
+    pub fn starts(&self) -> [usize; 3] {
+        self.starts
+    }
+
     /// Visits the slots of result and operands at every point.
     #[inline]
     pub fn each(&self, mut visit: impl FnMut([usize; 3])) {
