@@ -351,7 +351,8 @@ impl Block<'_> {
         match kind {
             DimKind::Slot => size,
             DimKind::Block | DimKind::BlockCol => both(size * STRIP) / STRIP,
-            DimKind::Row | DimKind::Col if size == STRIP => size,
+            // Inside a block of several.
+            DimKind::Row | DimKind::Col if size == STRIP && self.graph.tokens > STRIP => size,
             DimKind::Row | DimKind::Col | DimKind::Axis(_) => both(size).max(size.next_multiple_of(32)),
         }
     }
