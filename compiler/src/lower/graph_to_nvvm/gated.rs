@@ -129,7 +129,7 @@ impl Block<'_> {
                 let mut running = Vec::new();
                 let mut values: Vec<Vec<(Val, Val)>> = vec![Vec::new(); forms.len()];
                 for &n in &own {
-                    running.push(self.running(gates, &elements[n].at)?);
+                    running.push(self.running(gates, &shape, &elements[n].at)?);
                     for (form, (_, a, b)) in forms.iter().enumerate() {
                         let real = self.real(&shape, &elements[n].at);
                         let a = self.eval(*a, &elements[n].at)?;
@@ -299,7 +299,7 @@ impl Block<'_> {
                 let mut running = Vec::new();
                 let (mut a, mut b) = (Vec::new(), Vec::new());
                 for &n in &own {
-                    running.push(self.running(gates, &elements[n].at)?);
+                    running.push(self.running(gates, &by_row, &elements[n].at)?);
                     let real = self.real(&by_row, &elements[n].at);
                     let operand = |this: &mut Self, node: Option<NodeId>, at: &Point| match node {
                         None => Ok(zero),
@@ -380,13 +380,19 @@ impl Block<'_> {
     }
 
     /// The logarithms of an element's column in its row, for the hardware's power of two.
-    fn running(&mut self, gates: &Gates, at: &Point) -> Result<Running, Refusal> {
+    ///
+    /// Beyond the last column they are zero: what lies there in shared memory may be no number, and zero times that is none.
+    fn running(&mut self, gates: &Gates, shape: &Shape, at: &Point) -> Result<Running, Refusal> {
+        let real = self.real(shape, at);
         let zero = self.w.f32(0.0, 0);
         let log2_e = self.w.f32(std::f32::consts::LOG2_E, 0);
         let (mut total, mut read, mut written) = (None, None, None);
         for (event, gate) in gates.events.iter().enumerate() {
             let value = self.eval(gate.value, at)?;
-            let value = self.w.op("fmul", value, log2_e, Ty::F32);
+            let mut value = self.w.op("fmul", value, log2_e, Ty::F32);
+            if let Some(real) = real {
+                value = self.w.select(real, value, zero, Ty::F32);
+            }
             let add = |this: &mut Self, sum: &mut Option<Val>| {
                 *sum = Some(sum.map_or(value, |sum| this.w.op("fadd", sum, value, Ty::F32)));
             };
