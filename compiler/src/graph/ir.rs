@@ -1,7 +1,8 @@
 //! IR 1, the graph: what is computed, nothing of where or when.
 //!
 //! Comes from [`crate::lower::program_to_graph`], is rewritten by [`crate::derive`], goes to
-//! [`crate::lower::graph_to_tile`] and to the interpreter ([`super::interp`]). Pure dataflow.
+//! [`crate::lower::graph_to_tile`] and to the interpreter ([`super::interp`]). Pure dataflow. A little over 600 lines:
+//! an IR is one file, in which every type stands with its meaning.
 //!
 //! # Meaning
 //! A [`Graph`] is the body of a loop over the *steps* of one sequence and head. A step takes `tokens` consecutive

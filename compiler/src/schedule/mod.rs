@@ -51,7 +51,7 @@ pub struct Schedule {
 
 impl Schedule {
     /// These stages, and everything else as usual.
-    pub fn of(stages: Stages) -> Schedule {
+    pub const fn of(stages: Stages) -> Schedule {
         Schedule {
             stages,
             forward: None,

@@ -481,6 +481,14 @@ impl<'g> Block<'g> {
         all
     }
 
+    /// Adds the steps that lead to a position, so many bytes or elements along each dimension.
+    pub fn add_steps(&self, to: &mut Linear, strides: &[(DimId, usize)], at: &Point) {
+        for (dim, stride) in strides {
+            let ix = at.get(*dim).expect("a position of each dimension");
+            to.add_scaled(&self.ix.get(ix).clone(), *stride as i64);
+        }
+    }
+
     /// Whether a position along dimensions counted together lies before their end; none if it does for sure.
     pub fn inside(&mut self, dims: &[DimId], at: &Point, padded: usize) -> Option<Val> {
         let n = extent(self.graph, dims);

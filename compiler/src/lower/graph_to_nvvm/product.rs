@@ -548,10 +548,7 @@ impl Block<'_> {
                     let mut bytes = Linear::number((part * tile.parts.1) as i64);
                     bytes.add_scaled(&self.flat(&shape.rows, &pair[0].at), pitch as i64);
                     bytes.add_scaled(&self.flat(&shape.cols, &pair[0].at), 2);
-                    for (dim, step) in &tile.outer {
-                        let ix = pair[0].at.get(*dim).expect("a position of each dimension");
-                        bytes.add_scaled(&self.ix.get(ix).clone(), *step as i64);
-                    }
+                    self.add_steps(&mut bytes, &tile.outer, &pair[0].at);
                     let address = self.shared(region, &bytes);
                     text::store(&mut self.w, *word, address, "i32", 4);
                 }

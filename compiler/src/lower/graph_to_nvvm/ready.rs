@@ -217,10 +217,7 @@ impl Block<'_> {
                     sum = self.folded(fold, Some(sum), other);
                 }
                 let mut bytes = Linear::default();
-                for (dim, stride) in &home.strides {
-                    let ix = at.get(*dim).expect("a position of each dimension");
-                    bytes.add_scaled(&self.ix.get(ix).clone(), *stride as i64);
-                }
+                self.add_steps(&mut bytes, &home.strides, &at);
                 let step = home.parts.1 as i64;
                 if down && !within {
                     bytes.add(self.down, step);
@@ -282,10 +279,7 @@ impl Block<'_> {
                 sum = self.folded(fold, Some(sum), other);
             }
             let mut bytes = Linear::default();
-            for (dim, stride) in &home.strides {
-                let ix = point.get(*dim).expect("a position of each dimension");
-                bytes.add_scaled(&self.ix.get(ix).clone(), *stride as i64);
-            }
+            self.add_steps(&mut bytes, &home.strides, &point);
             stores.push((bytes, sum));
         }
         self.statement();
@@ -323,23 +317,7 @@ impl Block<'_> {
             let real = self.real(&shape, &element.at);
             found.push((element.at.clone(), value, self.both(same, real)));
         }
-        self.statement();
-        self.touch(home.region, Touch::Write);
-        for (at, value, cond) in found {
-            let mut bytes = Linear::default();
-            for (dim, stride) in &home.strides {
-                let ix = at.get(*dim).expect("a position of each dimension");
-                bytes.add_scaled(&self.ix.get(ix).clone(), *stride as i64);
-            }
-            if let Some(cond) = cond {
-                self.open_if(cond);
-            }
-            let address = self.shared(home.region, &bytes);
-            text::store(&mut self.w, value, address, "f32", 4);
-            if cond.is_some() {
-                self.close_if();
-            }
-        }
+        self.store_flat(&home, found);
         self.homes.insert(x, home);
         Ok(())
     }
@@ -386,10 +364,7 @@ impl Block<'_> {
         self.touch(home.region, Touch::Write);
         for (at, value, own) in stores {
             let mut bytes = Linear::default();
-            for (dim, stride) in &home.strides {
-                let ix = at.get(*dim).expect("a position of each dimension");
-                bytes.add_scaled(&self.ix.get(ix).clone(), *stride as i64);
-            }
+            self.add_steps(&mut bytes, &home.strides, &at);
             if let Some(own) = own {
                 self.open_if(own);
             }

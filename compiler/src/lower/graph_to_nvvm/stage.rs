@@ -436,10 +436,7 @@ impl Block<'_> {
                     let stores = stores.expect("reading an element cannot be refused");
                     for (at, value, own) in stores {
                         let mut bytes = Linear::default();
-                        for (dim, stride) in &input.home.strides {
-                            let ix = at.get(*dim).expect("a position of each dimension");
-                            bytes.add_scaled(&self.ix.get(ix).clone(), *stride as i64);
-                        }
+                        self.add_steps(&mut bytes, &input.home.strides, &at);
                         if let Some(half) = half {
                             bytes.add(half, step);
                         }
@@ -522,10 +519,7 @@ impl Block<'_> {
             home.region = self.memory.allocate(self.bytes_of(node), true);
             let stores = self.flat_elements(dims, |this, at| {
                 let mut offset = Linear::default();
-                for (dim, stride) in &inner {
-                    let ix = at.get(*dim).expect("a position of each dimension");
-                    offset.add_scaled(&this.ix.get(ix).clone(), *stride as i64);
-                }
+                this.add_steps(&mut offset, &inner, at);
                 let offset = this.number(&offset);
                 let from = text::element(&mut this.w, base, offset, Ty::I32, element(dtype));
                 Ok(this.global_number(from, dtype))

@@ -190,10 +190,7 @@ impl Block<'_> {
             address = text::element(&mut self.w, address, moved, Ty::I64, elem);
         }
         let mut offset = Linear::default();
-        for (dim, stride) in &target.strides {
-            let ix = at.get(*dim).expect("a position of each dimension");
-            offset.add_scaled(&self.ix.get(ix).clone(), *stride as i64);
-        }
+        self.add_steps(&mut offset, &target.strides, at);
         let constant = offset.constant;
         offset.constant = 0;
         if !offset.terms.is_empty() {

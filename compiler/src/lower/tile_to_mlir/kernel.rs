@@ -3,6 +3,7 @@
 //! Comes in: a [`Kernel`]. Goes out: the text of its C function, as [`chunkwise_abi::KernelFn`] says. It trusts the
 //! verifier of the tile program: places and variables are in scope and in range.
 
+use super::begin::Begin;
 use super::functions::Functions;
 use super::lanes::Group;
 use super::writer::{Elem, Ty, Val, Writer};
@@ -208,25 +209,9 @@ impl Lowering<'_> {
             let own_heads = word(w, tensors, words + 4, Ty::I64);
             let sharing = w.op("sdiv", heads, own_heads, Ty::I64);
             let own_head = w.op("sdiv", head, sharing, Ty::I64);
-            let mut offset = w.op("mul", own_head, by_head, Ty::I64);
-            let mut advance = |w: &mut Writer, index: Val, stride: Val| {
-                let step = w.op("mul", index, stride, Ty::I64);
-                offset = w.op("add", offset, step, Ty::I64);
-            };
-            match arg.role {
-                Role::Head => {}
-                Role::Sequence => advance(w, sequence, by_sequence),
-                Role::Token => {
-                    advance(w, unpacked_sequence, by_sequence);
-                    advance(w, first, by_time);
-                }
-                Role::Chunk(tokens) => {
-                    let tokens = w.i64(i64::try_from(tokens).expect("a chunk fits memory"));
-                    let whole = w.op("sdiv", start, tokens, Ty::I64);
-                    let slot = w.op("add", whole, sequence, Ty::I64);
-                    advance(w, slot, by_time);
-                }
-            }
+            let offset = w.op("mul", own_head, by_head, Ty::I64);
+            let begin = Begin { sequence, unpacked: unpacked_sequence, first, start };
+            let offset = begin.offset(w, arg.role, offset, by_sequence, by_time);
             let base = w.element(data, offset, element(arg.dtype));
             let streams = memory::row_bytes(arg).map(|row| {
                 let elements = w.i64(i64::try_from(row / arg.dtype.bytes()).expect("a row fits memory"));

@@ -6,6 +6,7 @@
 //!
 //! Text rather than builders: it is what `chunkwise emit --to mlir` shows, and parsing takes a millisecond.
 
+pub(in crate::lower) mod begin;
 mod expr;
 pub(in crate::lower) mod functions;
 mod kernel;

@@ -4,10 +4,11 @@
 //! [`chunkwise_abi::gpu`] lays them out. It reads the parameter and the offsets of packed sequences, never a tensor.
 
 use super::text::{self, Address, Pointer};
+use crate::lower::tile_to_mlir::begin::Begin;
 use crate::lower::tile_to_mlir::writer::{Elem, Ty, Val, Writer};
 use crate::tile::ir::Arg;
 use chunkwise_abi::gpu::{Grid, TENSORS_AT, call_bytes};
-use chunkwise_abi::{DType, Role, TensorArg};
+use chunkwise_abi::{DType, TensorArg};
 
 /// A tensor of the caller, for the item at hand.
 #[derive(Clone, Copy, Debug)]
@@ -115,25 +116,8 @@ pub fn read(w: &mut Writer, args: &[Arg], grid: Grid) -> Call {
         w.other(&[quotient], Ty::I32);
         let own_head = w.end_yielding(results, &[head], Ty::I32)[0];
         let own_head = wide(w, own_head);
-        let mut offset = w.op("mul", own_head, by_head, Ty::I64);
-        let mut advance = |w: &mut Writer, index: Val, stride: Val| {
-            let step = w.op("mul", index, stride, Ty::I64);
-            offset = w.op("add", offset, step, Ty::I64);
-        };
-        match arg.role {
-            Role::Head => {}
-            Role::Sequence => advance(w, sequence, by_sequence),
-            Role::Token => {
-                advance(w, unpacked, by_sequence);
-                advance(w, first, stride);
-            }
-            Role::Chunk(tokens) => {
-                let tokens = w.i64(i64::try_from(tokens).expect("a chunk is small"));
-                let whole = w.op("sdiv", start, tokens, Ty::I64);
-                let slot = w.op("add", whole, sequence, Ty::I64);
-                advance(w, slot, stride);
-            }
-        }
+        let offset = w.op("mul", own_head, by_head, Ty::I64);
+        let offset = Begin { sequence, unpacked, first, start }.offset(w, arg.role, offset, by_sequence, stride);
         let at = w.raw_value(format_args!("llvm.inttoptr {data} : i64 to !llvm.ptr<1>"));
         let base = Address { at, space: Pointer::Global };
         let base = text::element(w, base, offset, Ty::I64, element(arg.dtype));
