@@ -18,9 +18,15 @@ pub struct Launch<'a> {
     pub threads: u32,
     /// Shared memory of a block.
     pub shared_bytes: u32,
+    /// What is in every byte of shared memory that was not written: [`NOT_A_NUMBER`], or to see whether it matters
+    /// something else.
+    pub unwritten: u8,
     /// The parameter.
     pub parameter: &'a [u8],
 }
+
+/// A byte of which no number is made in any type of float.
+pub const NOT_A_NUMBER: u8 = 0xff;
 
 /// What a kernel did wrong.
 #[derive(Debug)]
@@ -111,7 +117,7 @@ struct Block {
 impl Block {
     fn new(launch: &Launch) -> Block {
         let warps = (0..launch.threads / WARP).map(|number| Warp::new(number, launch.kernel)).collect();
-        Block { warps, shared: Shared::new(launch.shared_bytes as usize, SHARED_AT) }
+        Block { warps, shared: Shared::new(launch.shared_bytes as usize, SHARED_AT, launch.unwritten) }
     }
 
     fn run(&mut self, launch: &Launch, memory: &Memory, number: u32) -> Result<(), Fault> {

@@ -123,6 +123,8 @@ pub enum Compared {
     Float,
     /// Of floats: true where one is no number.
     FloatOrUnordered,
+    /// Of floats of 16 bits.
+    Half,
     WideUnsigned,
     WideSigned,
 }

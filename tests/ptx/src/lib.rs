@@ -22,6 +22,6 @@ mod shared;
 mod tests;
 mod warp;
 
-pub use block::{Fault, Launch, run};
+pub use block::{Fault, Launch, NOT_A_NUMBER, run};
 pub use memory::{Memory, Tensor};
 pub use parse::{Kernel, Module};

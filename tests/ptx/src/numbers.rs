@@ -59,6 +59,12 @@ pub fn to_f16(a: u32) -> u32 {
     u32::from(f16::from_f32(f32::from_bits(a)).to_bits())
 }
 
+/// The number of 16 bits, zero if it is below the normal range.
+pub fn half(a: u32) -> f32 {
+    let value = f16::from_bits(a as u16);
+    if value.is_normal() || !value.is_finite() { value.to_f32() } else { 0.0 }
+}
+
 pub fn from_f16(a: u32) -> u32 {
     bits(f16::from_bits(a as u16).to_f32())
 }

@@ -52,6 +52,7 @@ pub fn vector_of(words: &[&str], count: usize) -> Read<()> {
 pub fn comparison(relation: &str, kind: &str) -> Read<(Relation, Compared)> {
     let compared = match kind {
         "f32" => Compared::Float,
+        "f16" => Compared::Half,
         "b32" | "u32" => Compared::Unsigned,
         "s32" => Compared::Signed,
         "b64" | "u64" => Compared::WideUnsigned,
@@ -68,8 +69,8 @@ pub fn comparison(relation: &str, kind: &str) -> Read<(Relation, Compared)> {
         "le" => Relation::LessOrEqual,
         "gt" => Relation::Greater,
         "ge" => Relation::GreaterOrEqual,
-        "nan" if compared == Compared::Float => Relation::Unordered,
-        "num" if compared == Compared::Float => Relation::Ordered,
+        "nan" if matches!(compared, Compared::Float | Compared::Half) => Relation::Unordered,
+        "num" if matches!(compared, Compared::Float | Compared::Half) => Relation::Ordered,
         _ => return Err(format!("the relation `{relation}` is not known")),
     };
     Ok((known, if unordered { Compared::FloatOrUnordered } else { compared }))

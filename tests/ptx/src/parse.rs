@@ -253,7 +253,8 @@ impl Reader {
                     false => Operation::Select(self.narrow(x[0])?, self.operand(x[1])?, self.operand(x[2])?, by),
                 })
             }
-            ["setp", relation, "ftz", "f32"] | ["setp", relation, "b32" | "u32" | "s32" | "b64" | "u64" | "s64"] => {
+            ["setp", relation, "ftz", "f32" | "f16"]
+            | ["setp", relation, "b32" | "u32" | "s32" | "b64" | "u64" | "s64"] => {
                 counted(3)?;
                 let (relation, compared) = comparison(relation, words[words.len() - 1])?;
                 let to = self.predicate(x[0])?;

@@ -3,8 +3,11 @@
 //! Two accesses to the same bytes, at least one of them a write, have to be in an order: of two warps, a barrier of the
 //! block stands between them; of two threads of a warp, that or one of the warp. Whatever is not is a fault, whether or not
 //! it went well this time. An asynchronous copy is a write from where it is asked for until it was waited for, when its
-//! bytes arrive; nobody may touch them meanwhile. So is an access beyond the end, one that is not aligned, and reading what
-//! was never written since the block began.
+//! bytes arrive; nobody may touch them meanwhile. So is an access beyond the end, and one that is not aligned.
+//!
+//! What was never written since the block began is what a launch says. Reading it is no fault: rows and columns beyond the
+//! last are multiplied along with the others and thrown away. With what is not a number there, nothing that uses it stays
+//! one.
 //!
 //! It is remembered of every two bytes: who wrote them last, and who has read them since.
 
@@ -45,16 +48,18 @@ pub struct Shared {
     bytes: Vec<u8>,
     marks: Vec<Mark>,
     begin: u64,
+    unwritten: u8,
 }
 
 impl Shared {
-    pub fn new(bytes: usize, begin: u64) -> Shared {
-        Shared { bytes: vec![0xff; bytes], marks: vec![Mark::default(); bytes.div_ceil(UNIT)], begin }
+    pub fn new(bytes: usize, begin: u64, unwritten: u8) -> Shared {
+        let marks = vec![Mark::default(); bytes.div_ceil(UNIT)];
+        Shared { bytes: vec![unwritten; bytes], marks, begin, unwritten }
     }
 
-    /// Makes it new: everything is not a number, and nobody wrote it.
+    /// Makes it new: nobody wrote it.
     pub fn reset(&mut self) {
-        self.bytes.fill(0xff);
+        self.bytes.fill(self.unwritten);
         self.marks.fill(Mark::default());
     }
 
@@ -79,7 +84,7 @@ impl Shared {
         for unit in offset / UNIT..(offset + bytes) / UNIT {
             let mark = &mut self.marks[unit];
             let recent = mark.written == who.interval;
-            if mark.pending || mark.written == 0 || (recent && mark.concerns(who, by_all)) {
+            if mark.pending || (recent && mark.concerns(who, by_all)) {
                 return Err(mark.why(unit, who, "read"));
             }
             if mark.read != who.interval {
@@ -142,7 +147,7 @@ impl Shared {
     pub fn begin_copy(&mut self, address: u64, bytes: usize, who: Who) -> Result<(), String> {
         let offset = self.find(address, bytes)?;
         self.mark_written(offset, bytes, who, true)?;
-        self.bytes[offset..offset + bytes].fill(0xff);
+        self.bytes[offset..offset + bytes].fill(self.unwritten);
         Ok(())
     }
 
@@ -170,9 +175,6 @@ impl Mark {
         let Mark { writer_warp, writer_lane, .. } = self;
         if self.pending {
             return format!("byte {byte} of shared memory is {what}, and a copy to it was not waited for");
-        }
-        if self.written == 0 {
-            return format!("byte {byte} of shared memory is {what} and was never written");
         }
         if u32::from(*writer_warp) != who.warp {
             return format!(

@@ -10,7 +10,7 @@ use crate::instruction::{
 };
 use crate::matrix::{Narrow, hand_out, multiply, transpose};
 use crate::memory::{self, Memory};
-use crate::numbers::float;
+use crate::numbers::{float, half};
 use crate::parse::{Kernel, PARAMETER_AT};
 use crate::shared::{self, Shared};
 
@@ -381,6 +381,7 @@ impl Warp {
                         let (a, b) = (self.read(*a), self.read(*b));
                         order(&a, &b, *relation, float) | order(&a, &b, Relation::Unordered, float)
                     }
+                    Compared::Half => order(&self.read(*a), &self.read(*b), *relation, half),
                     Compared::WideUnsigned => order(&self.read_wide(*a), &self.read_wide(*b), *relation, |a| a),
                     Compared::WideSigned => {
                         order(&self.read_wide(*a), &self.read_wide(*b), *relation, u64::cast_signed)
