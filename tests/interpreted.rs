@@ -103,6 +103,9 @@ impl Call {
             self.tensors.remove(&arg.name);
             tensors.push(self.argument(&arg, given, &batch)?);
         }
+        if let Ok(d) = std::env::var("DUMP") {
+            std::fs::write(format!("{d}/{}.{}.ptx", module.ptx.len(), module.signature.symbol), &module.ptx).unwrap();
+        }
         let code = Module::parse(&module.ptx)?;
         for kernel in &module.kernels {
             let Some(blocks) = blocks(kernel.grid, &batch).map_err(|error| words(&error))? else { continue };

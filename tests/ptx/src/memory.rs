@@ -44,21 +44,39 @@ struct Stored {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tensor(usize);
 
-/// Who accesses: the block counted from 0, barriers it has passed, the thread.
+/// Who accesses: the block counted from 0, barriers it and the warp have passed, the thread.
 #[derive(Clone, Copy, Debug)]
 pub struct Who {
     pub block: u32,
     pub interval: u32,
+    pub step: u32,
     pub thread: u32,
 }
 
 impl Who {
+    /// All of it in a word, neither [`NEVER`] nor [`BEFORE`]. What does not fit is left out, which in a very long kernel may
+    /// take one barrier for another.
     fn word(self) -> u64 {
-        // No launch has so many blocks, and no kernel so many barriers, that these bits do not suffice; more would only
-        // hide a fault.
-        (u64::from(self.block & 0xff_ffff) + 1) << 39
-            | u64::from(self.interval & 0xfff_ffff) << 11
-            | u64::from(self.thread)
+        let Who { block, interval, step, thread } = self;
+        let (block, interval) = (u64::from(block & 0xf_ffff) + 1, u64::from(interval & 0xffff));
+        block << 43 | interval << 27 | u64::from(step & 0xffff) << 11 | u64::from(thread)
+    }
+
+    /// Why an access of this one is in no order with that of another, if it is not.
+    fn conflict(self, other: u64) -> Option<String> {
+        let own = self.word();
+        if own >> 43 != other >> 43 {
+            return Some(format!("block {} of the same launch wrote it", (other >> 43) - 1));
+        }
+        let thread = other & 0x7ff;
+        let same_warp = thread / 32 == u64::from(self.thread) / 32;
+        match own >> 27 == other >> 27 && thread != u64::from(self.thread) {
+            true if !same_warp => Some(format!("thread {thread} wrote it since the last barrier")),
+            true if own >> 11 == other >> 11 => {
+                Some(format!("thread {thread} of the same warp wrote it since the last barrier of the warp"))
+            }
+            true | false => None,
+        }
     }
 }
 
@@ -187,16 +205,9 @@ impl Stored {
 
     /// Whether an access comes after what was written in this launch.
     fn in_order(&self, at: usize, written: u64, who: Who, what: &str) -> Result<(), String> {
-        let own = who.word();
-        let (name, byte) = (&self.name, at as u64 * UNIT);
-        if written >> 39 != own >> 39 {
-            let block = (written >> 39) - 1;
-            return Err(format!("byte {byte} of `{name}` {what}, and block {block} of the same launch wrote it"));
+        match who.conflict(written) {
+            None => Ok(()),
+            Some(conflict) => Err(format!("byte {} of `{}` {what}, and {conflict}", at as u64 * UNIT, self.name)),
         }
-        if written >> 11 == own >> 11 && written != own {
-            let thread = written & 0x7ff;
-            return Err(format!("byte {byte} of `{name}` {what}, and thread {thread} wrote it since the last barrier"));
-        }
-        Ok(())
     }
 }
