@@ -6,20 +6,23 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use chunkwise::engine::Place;
+use chunkwise::engine::{Amount, Engine, Place, Plan};
 use chunkwise::gpu::StandIn;
 use chunkwise::options::{FormChoice, looped_axes};
 use chunkwise::precision::Precision;
+use chunkwise::verify::budget::floor;
 use chunkwise::verify::case::Case;
 use chunkwise::verify::measure::Check;
 use chunkwise::verify::verify_case_at;
 use chunkwise_abi::gpu::{GpuModule, GpuRecurrence};
 use chunkwise_abi::{Access, ArgSignature, KernelSignature, TensorArg};
-use chunkwise_compiler::artifact::USUAL_SCHEDULE;
+use chunkwise_compiler::artifact::{Parts, USUAL_SCHEDULE};
 use chunkwise_compiler::schedule::Schedule;
 use chunkwise_compiler::target::nvptx::{Family, family};
+use chunkwise_compiler::tensor::{Bundle, Tensor};
+use chunkwise_dsl::instance::Instance;
 use chunkwise_dsl::program::{AxisId, Program};
-use chunkwise_ptx::{Launch, Memory, Module, NOT_A_NUMBER, Tensor, run};
+use chunkwise_ptx::{Launch, Memory, Module, NOT_A_NUMBER, run};
 use chunkwise_runtime::batch::Batch;
 use chunkwise_runtime::cpu::strides;
 use chunkwise_runtime::cuda::module::{blocks, head, written};
@@ -84,7 +87,7 @@ impl StandIn for Interpreter {
 /// A call of one or two directions: what is in memory, by the names of the calling contract.
 struct Call {
     memory: Memory,
-    tensors: BTreeMap<String, (Tensor, Vec<usize>)>,
+    tensors: BTreeMap<String, (chunkwise_ptx::Place, Vec<usize>)>,
     batch: Batch,
     processors: usize,
 }
@@ -350,16 +353,61 @@ fn interpreted_random_programs() {
     }));
 }
 
-/// A case of an example from the command line's words: `EXAMPLE`, `FORM`, `PRECISION`, `SCHEDULE`, `CASE`.
+/// Keys that are nearly the same from token to token: each edit takes away most of what the last ones wrote.
+#[test]
+fn interpreted_edits_with_correlated_keys() {
+    let mut bundle = crate::cli::delta_rule(1, 70, 2, 48, 64);
+    let wave = |shape: &[usize]| {
+        let numbers = (0..shape.iter().product::<usize>()).map(|i| (0.61 * i as f64 + 0.3).cos());
+        Tensor { shape: shape.to_vec(), data: numbers.collect() }
+    };
+    bundle.insert("grad_out.o".to_owned(), wave(&[1, 70, 2, 64]));
+    let program = examples().into_iter().find(|it| it.name == "delta_rule").expect("it is an example");
+    let sizes = [("K".to_owned(), 48), ("V".to_owned(), 64)].into();
+    let instance = Instance::new(&program, &sizes, &BTreeMap::new()).expect("it has these axes");
+    let amount = Amount { batch: 1, length: 70, heads: 2 };
+    for (schedule, chunk) in [("fused", 32), ("fused", 64), ("prepare + pass + outputs", 64), ("prepare + pass + outputs, parts 2, states bf16, operands bf16", 64), ("prepare + pass, states bf16, operands bf16", 32)] {
+        let place = Interpreter::place("sm_90a", schedule.parse().expect("a schedule"), 2);
+        let plan = Plan {
+            form: CHUNKS,
+            chunk: Some(chunk),
+            precision: Precision::Bf16,
+            inside: Default::default(),
+            threads: None,
+            cache: false,
+        };
+        let mut rounded: Bundle = bundle.clone();
+        rounded.values_mut().flat_map(|it| &mut it.data).for_each(|it| *it = Precision::Bf16.round(*it));
+        let expected = chunkwise_compiler::reference::run_backward(&instance, &rounded).expect("it runs");
+        let engine = Engine::prepare_at(&place, &instance, &plan, Parts::Both, 70, amount);
+        let found = engine.and_then(|mut engine| engine.run(&rounded, true)).expect("it runs");
+        for (name, expected) in &expected {
+            let error = found[name].relative_error(expected, floor(expected));
+            println!("{schedule} {chunk} {name} {error:.2e}");
+        }
+    }
+}
+
+/// A case of an example from the command line's words: `EXAMPLE` or `FILE`, `FORM`, `PRECISION`, `SCHEDULE`, `CASE`.
 #[test]
 #[ignore = "for looking into one case"]
 fn interpreted_case() {
     let word = |name: &str, default: &str| std::env::var(name).unwrap_or(default.to_owned());
-    let program = examples().into_iter().find(|it| it.name == word("EXAMPLE", "delta_rule")).expect("an example");
+    let source = match std::env::var("FILE") {
+        Ok(file) => std::fs::read_to_string(file).expect("a file"),
+        Err(_) => {
+            let name = word("EXAMPLE", "delta_rule");
+            std::fs::read_to_string(root().join(crate::cli::example(&name))).expect("an example")
+        }
+    };
+    let program = chunkwise_dsl::compile(&source).expect("a program").programs.remove(0);
     let form = FormChoice::value_variants().iter().find(|it| it.name() == word("FORM", "chunkwise")).expect("a form");
     let precision = Precision::ALL.into_iter().find(|it| it.name() == word("PRECISION", "bf16")).expect("a precision");
     let place = Interpreter::place("sm_90a", word("SCHEDULE", "fused").parse().unwrap(), 2);
     let case: Case = word("CASE", TRIALS[0].case).parse().unwrap();
     let report = verify_case_at(&program, &BTreeMap::new(), &[Check::Agrees((*form).into(), precision)], &case, &place);
-    println!("{report:#?}");
+    for worst in report.rows.iter().filter_map(|row| row.worst.as_ref()) {
+        println!("{} is off by {:.2e}, allowed {:.2e}", worst.tensor, worst.error, worst.allowed);
+    }
+    println!("{:?}", report.failed);
 }

@@ -401,8 +401,11 @@ pub const USUAL_SCHEDULE: Schedule = Schedule::of(Stages::Fused);
 pub fn layout(dtype: DType, threads: Option<usize>, family: &Family) -> tile_to_nvvm::Options {
     let products = match dtype {
         DType::F32 => Products::Tf32x3,
+        DType::BF16 if std::env::var("CWT").is_ok_and(|it| it == "3") => Products::Tf32x3,
+        DType::BF16 if std::env::var("CWT").is_ok_and(|it| it == "2") => Products::Tf32,
         DType::BF16 => Products::Bf16,
         // The range of binary16 is too narrow for states: tf32 has its digits and float32's range.
+        DType::F16 if std::env::var("CWT").is_ok_and(|it| it == "1") => Products::Tf32x3,
         DType::F16 => Products::Tf32,
     };
     tile_to_nvvm::Options { threads: threads.unwrap_or(256), shared_limit: family.shared_limit, products }

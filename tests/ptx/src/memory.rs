@@ -42,7 +42,7 @@ struct Stored {
 
 /// A tensor in a [`Memory`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Tensor(usize);
+pub struct Place(usize);
 
 /// Who accesses: the block counted from 0, barriers it and the warp have passed, the thread.
 #[derive(Clone, Copy, Debug)]
@@ -87,8 +87,8 @@ impl Memory {
     }
 
     /// A tensor of some bytes, aligned to a power of two of at least two. Without content nobody has written it yet.
-    pub fn add(&mut self, name: &str, bytes: usize, alignment: usize, content: Option<&[u8]>) -> Tensor {
-        let tensor = Tensor(self.tensors.len());
+    pub fn add(&mut self, name: &str, bytes: usize, alignment: usize, content: Option<&[u8]>) -> Place {
+        let tensor = Place(self.tensors.len());
         let units = bytes.div_ceil(UNIT as usize);
         let word = |at: usize| match content {
             Some(content) => u16::from_le_bytes([content[2 * at], content.get(2 * at + 1).copied().unwrap_or(0)]),
@@ -107,7 +107,7 @@ impl Memory {
 
     /// Memory of the blocks of a launch, filled with something. As with shared memory, reading what was never written is no
     /// fault.
-    pub fn add_scratch(&mut self, name: &str, bytes: usize, unwritten: u8) -> Tensor {
+    pub fn add_scratch(&mut self, name: &str, bytes: usize, unwritten: u8) -> Place {
         let tensor = self.add(name, bytes, 256, None);
         let stored = &mut self.tensors[tensor.0];
         stored.units.iter_mut().for_each(|unit| *unit.get_mut() = u16::from_le_bytes([unwritten; 2]));
@@ -116,17 +116,17 @@ impl Memory {
     }
 
     /// Where a tensor begins.
-    pub fn address(&self, tensor: Tensor) -> u64 {
+    pub fn address(&self, tensor: Place) -> u64 {
         self.tensors[tensor.0].begin
     }
 
     /// The bytes of a tensor.
-    pub fn bytes(&self, tensor: Tensor) -> Vec<u8> {
+    pub fn bytes(&self, tensor: Place) -> Vec<u8> {
         self.tensors[tensor.0].units.iter().flat_map(|unit| unit.load(Ordering::Relaxed).to_le_bytes()).collect()
     }
 
     /// Lets a launch write to a tensor, or only read it.
-    pub fn may_be_written(&mut self, tensor: Tensor, may: bool) {
+    pub fn may_be_written(&mut self, tensor: Place, may: bool) {
         self.tensors[tensor.0].may_be_written = may;
     }
 

@@ -91,7 +91,7 @@ pub fn unary(opcode: &str) -> Option<Unary> {
         "cvt.rna.tf32.f32" => Unary::ToTf32,
         "cvt.rn.bf16.f32" => Unary::ToBf16,
         "cvt.rn.f16.f32" => Unary::ToF16,
-        "neg.bf16" | "neg.f16" => Unary::NegateHalf,
+        "neg.bf16" | "neg.f16" | "neg.ftz.f16" => Unary::NegateHalf,
         "abs.bf16" | "abs.f16" | "abs.ftz.f16" => Unary::AbsoluteHalf,
         "cvt.rn.f32.s32" => Unary::FromSigned,
         "cvt.f32.f16" | "cvt.ftz.f32.f16" => Unary::FromF16,
