@@ -111,7 +111,7 @@ pub fn tiles_for_gpu(derived: &Derived, dtype: DType, parts: Parts) -> Result<Ve
 /// How graphs become tile programs for a GPU: rows start in different banks, and products take operands as they lie.
 pub fn options_for_gpu(dtype: DType) -> Options {
     // States kept for the backward have the type that products round them to in any case.
-    let dtype_saved = if dtype == DType::BF16 && std::env::var("CWS").is_err() { DType::BF16 } else { DType::F32 };
+    let dtype_saved = if dtype == DType::BF16 { DType::BF16 } else { DType::F32 };
     Options {
         dtype_tokens: dtype,
         pad: 8,

@@ -1,9 +1,10 @@
 //! Which operands of a product need more digits than a narrow type has.
 //!
-//! Comes in: a graph and a product's operands. Goes out: for each of the two, whether it has to keep its digits. Edits of a
-//! chunk solve a triangular system. Where keys are alike, its inverse and the edits are much larger than what they come to
-//! together in a state or an output, and so is what rounding them leaves there. What an output multiplies them by counts
-//! as much as they do, and results are held to more than gradients are.
+//! Comes in: a graph and a product's operands. Goes out: whether they have to keep their digits. Edits of a chunk solve a
+//! triangular system. Where keys are alike, its inverse and the edits are much larger than what they come to together in a
+//! state or an output, and so is what rounding them leaves there; what an output multiplies them by counts as much as they
+//! do. Gradients are allowed more, and a backward pass has no room for more digits: there only products with the inverse
+//! itself keep them.
 //!
 //! A kernel tells what an earlier one handed on by its name: [`INVERSE`], [`EDITS`].
 
@@ -15,10 +16,9 @@ pub const INVERSE: &str = "handed.inverse";
 pub const EDITS: &str = "handed.edits";
 
 /// Whether the operands of a product have to keep their digits.
-pub fn exact_operands(graph: &Graph, a: NodeId, b: NodeId) -> [bool; 2] {
-    let edits = [a, b].map(|x| of_edits(graph, x));
-    let both = of_inverse(graph, a) || of_inverse(graph, b) || !graph.reverse && edits.contains(&true);
-    edits.map(|edit| both || edit)
+pub fn is_exact(graph: &Graph, a: NodeId, b: NodeId) -> bool {
+    let either = |is: fn(&Graph, NodeId) -> bool| is(graph, a) || is(graph, b);
+    either(of_inverse) || !graph.reverse && either(of_edits)
 }
 
 /// Whether a value is of the inverse of a triangular system.
@@ -30,7 +30,7 @@ pub fn of_inverse(graph: &Graph, x: NodeId) -> bool {
     }
 }
 
-/// Whether a value is what a triangular system was solved for, or its adjoint: also scaled, or the sum of several.
+/// Whether a value is what a triangular system was solved for: also scaled, or the sum of several.
 pub fn of_edits(graph: &Graph, x: NodeId) -> bool {
     match &graph.node(x).op {
         Op::Contract(a, b, _) => of_inverse(graph, *a) || of_inverse(graph, *b),

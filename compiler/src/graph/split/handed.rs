@@ -4,7 +4,7 @@
 //! decides what is handed on: that is the cut's part.
 
 use super::price::on_tensor_cores;
-use crate::graph::edits::{exact_operands, moved};
+use crate::graph::edits::{is_exact, moved};
 use crate::graph::ir::{Graph, Node, NodeId, Op};
 use chunkwise_abi::{Access, ArgSignature, DType, Role};
 
@@ -59,27 +59,26 @@ pub fn only_multiplied(graph: &Graph, results: &[NodeId]) -> Vec<bool> {
             continue;
         }
         node.op.operands().iter().for_each(|x| needed[x.index()] = true);
-        match (moved(&node.op), rounds_operands(graph, node)) {
-            (Some(x), _) => only[x.index()] &= only[at],
-            (None, Some(operands)) => operands.into_iter().for_each(|(x, rounded)| only[x.index()] &= rounded),
-            (None, None) => node.op.operands().iter().for_each(|x| only[x.index()] = false),
+        let kept = match moved(&node.op) {
+            Some(_) => only[at],
+            None => rounds_operands(graph, node),
+        };
+        if !kept {
+            node.op.operands().iter().for_each(|x| only[x.index()] = false);
         }
     }
     only
 }
 
-/// Whether a node is a product that the tensor cores compute, and which of its operands they round to their type. A product
-/// with ones is a sum, and keeps its digits.
-fn rounds_operands(graph: &Graph, node: &Node) -> Option<[(NodeId, bool); 2]> {
-    let Op::Contract(a, b, over) = &node.op else { return None };
+/// Whether a node is a product that the tensor cores compute of operands rounded to their type. A product with ones is
+/// a sum, and keeps its digits.
+fn rounds_operands(graph: &Graph, node: &Node) -> bool {
+    let Op::Contract(a, b, over) = &node.op else { return false };
     let is_mask = |x: NodeId| matches!(&graph.node(x).op, Op::Segment { gates, .. } if gates.events.is_empty());
     let [left, right] = [a, b].map(|x| &graph.node(*x).dims);
     let ends = node.dims.last().is_some_and(|last| left.contains(last) != right.contains(last));
-    if !ends || is_mask(*a) || is_mask(*b) || !on_tensor_cores(graph, left, right, over) {
-        return None;
-    }
-    let [exact_left, exact_right] = exact_operands(graph, *a, *b);
-    Some([(*a, !exact_left), (*b, !exact_right)])
+    let exact = is_mask(*a) || is_mask(*b) || is_exact(graph, *a, *b);
+    ends && !exact && on_tensor_cores(graph, left, right, over)
 }
 
 /// Whether a value is worth keeping as such: not if it is another name for all of its operand, known without data,

@@ -12,7 +12,7 @@ use super::block::{Block, Point, Tile};
 use super::index::Linear;
 use super::memory::Touch;
 use super::shape::{STRIP, Shape, extent};
-use crate::graph::edits::exact_operands;
+use crate::graph::edits::is_exact;
 use crate::graph::ir::{DimId, InputKind, NodeId, Op};
 use crate::lower::tile_to_mlir::writer::{Ty, Val};
 use crate::lower::tile_to_nvvm::text;
@@ -70,9 +70,9 @@ impl Block<'_> {
         if !has(self, right, &shape.cols) {
             return Err(Refusal::unsupported("a product whose rows and columns come from one side"));
         }
-        let [exact_left, exact_right] = exact_operands(self.graph, left, right);
-        let exact_left = exact_left || self.is_ones(right);
-        let exact_right = exact_right || self.is_ones(left);
+        let exact = is_exact(self.graph, left, right);
+        let exact_left = exact || self.is_ones(right);
+        let exact_right = exact || self.is_ones(left);
         self.ready(left)?;
         self.ready(right)?;
         if let Some(start) = start {
