@@ -17,7 +17,7 @@ use crate::lower::scan_to_nvvm;
 use crate::lower::tile_to_nvvm::{self, Entry, Products};
 use crate::pipeline;
 use crate::schedule::cost::{Gpu, Load};
-use crate::schedule::{Schedule, Stages, choose_for};
+use crate::schedule::{PARTS, Schedule, Stages, choose_for};
 use crate::target::nvptx::{self, Family};
 use crate::tile::arguments::share_arguments;
 use crate::tile::ir::Arg;
@@ -97,6 +97,13 @@ fn lowered_for_gpu(
     let chunk = request.chunk.or(schedule.chunk);
     let asked = Request { chunk, ..*request };
     let in_registers = dtype == DType::BF16 && request.form != Form::Recurrent;
+    if schedule.spans.is_some() && !in_registers {
+        return Err(CompileError::Limit {
+            what: format!("no spans that go side by side in {} for tensors of {}", request.form.name(), dtype.name()),
+            instead: "take bf16 and the chunkwise form, or a schedule without `spans`".to_owned(),
+            span: None,
+        });
+    }
     if in_registers && chunk.is_none() && request.form == Form::Chunkwise {
         for chunk in CHUNKS_IN_REGISTERS {
             let wanted = Request { chunk: Some(chunk), ..asked };
@@ -184,7 +191,7 @@ fn lowered_at(
         let made = match in_registers {
             Some(made) => Some(made),
             None if where_registers == Registers::Everywhere => return Ok(None),
-            None => kernels(graph, whole, schedule, family, dtype, false)?,
+            None => kernels(graph, whole, &Schedule { spans: None, ..*schedule }, family, dtype, false)?,
         };
         directions.push(lowered(made.expect("tile programs are never refused")));
     }
@@ -332,7 +339,12 @@ fn entries_in_registers(
 
 /// How a stage is laid out whose values stay in registers.
 fn register_options(graph: &Graph, schedule: &Schedule, family: &Family) -> graph_to_nvvm::Options {
-    let parts = parts(graph, schedule.parts.unwrap_or(1));
+    // Spans are blocks by themselves; what goes from one to the next is little, and shared by as many as can be.
+    let parts = match (graph.span, schedule.spans) {
+        (Some(_), _) => None,
+        (None, Some(_)) => parts(graph, *PARTS.end()),
+        (None, None) => parts(graph, schedule.parts.unwrap_or(1)),
+    };
     // A narrow part of an axis is little work for many warps.
     let narrow = parts.is_some_and(|(axis, parts)| graph.dim(axis).size / parts <= 32);
     let threads = schedule.threads.unwrap_or(if narrow { 128 } else { 256 });

@@ -149,6 +149,8 @@ pub struct Block<'g> {
     pub visited: HashSet<NodeId>,
     /// Values that have to lie in shared memory too, since threads read what others computed.
     pub parked: BTreeSet<NodeId>,
+    /// Number of the block's span, where there are spans.
+    pub span: Option<Val>,
     /// Copies to shared memory are under way.
     pub under_way: bool,
     /// Inputs whose void rows are zero.
@@ -244,6 +246,7 @@ impl<'g> Block<'g> {
             lane_offsets: HashMap::new(),
             visited: HashSet::new(),
             parked: BTreeSet::new(),
+            span: None,
             under_way: false,
             zeroed: HashSet::new(),
             segments: HashMap::new(),

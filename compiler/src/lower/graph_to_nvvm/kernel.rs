@@ -39,11 +39,15 @@ pub fn lower(
         }
         Some(_) | None => (graph, None),
     };
-    let grid = match (graph.carries.is_empty(), part) {
-        (true, None) => Grid::Chunk { tokens: u32::try_from(graph.tokens).expect("a chunk is small") },
-        (true, Some(_)) => return Err(Refusal::unsupported("parts of an axis of chunks by themselves")),
-        (false, None) => Grid::Item,
-        (false, Some((_, _, parts))) => Grid::Blocks { blocks: u32::try_from(parts).expect("few parts") },
+    let chunks_of = |tokens: usize| Grid::Chunk { tokens: u32::try_from(tokens).expect("a chunk is small") };
+    let grid = match (graph.carries.is_empty(), graph.span_tokens(), part) {
+        (true, _, None) => chunks_of(graph.tokens),
+        (false, Some(tokens), None) => chunks_of(tokens),
+        (false, None, None) => Grid::Item,
+        (false, None, Some((_, _, parts))) => Grid::Blocks { blocks: u32::try_from(parts).expect("few parts") },
+        (true, _, Some(_)) | (false, Some(_), Some(_)) => {
+            return Err(Refusal::unsupported("parts of an axis, of chunks or spans by themselves"));
+        }
     };
     let part = part.map(|(dim, size, _)| (dim, size));
     let mut parked = BTreeSet::new();
@@ -94,8 +98,22 @@ impl Block<'_> {
         let length = self.length;
         let whole = self.w.op("add", length, more, Ty::I32);
         let chunks = self.w.op("udiv", whole, tokens, Ty::I32);
-        match grid {
-            Grid::Chunk { .. } => {
+        match (grid, self.graph.span) {
+            (Grid::Chunk { .. }, Some(steps)) => {
+                self.span = Some(self.first);
+                let steps = self.int(steps);
+                let span = self.first;
+                let first = self.w.op("mul", span, steps, Ty::I32);
+                let some = self.w.icmp("slt", first, chunks, Ty::I32);
+                self.open_if(some);
+                self.branches -= 1;
+                let left = self.w.op("sub", chunks, first, Ty::I32);
+                let count = self.w.intrinsic("smin", &[left, steps], Ty::I32);
+                self.loop_over_chunks(first, count)?;
+                self.branches += 1;
+                self.close_if();
+            }
+            (Grid::Chunk { .. }, None) => {
                 let chunk = self.first;
                 let real = self.w.icmp("slt", chunk, chunks, Ty::I32);
                 self.open_if(real);
@@ -111,13 +129,16 @@ impl Block<'_> {
                 self.branches += 1;
                 self.close_if();
             }
-            Grid::Item | Grid::Blocks { .. } => self.loop_over_chunks(chunks)?,
+            (Grid::Item | Grid::Blocks { .. }, _) => {
+                let first = self.int(0);
+                self.loop_over_chunks(first, chunks)?;
+            }
         }
         Ok(())
     }
 
-    /// Chunk after chunk; the next one's inputs arrive while this one's are used.
-    fn loop_over_chunks(&mut self, chunks: Val) -> Result<(), Refusal> {
+    /// Chunk after chunk, so many from the first; the next one's inputs arrive while this one's are used.
+    fn loop_over_chunks(&mut self, begin: Val, chunks: Val) -> Result<(), Refusal> {
         let graph = self.graph;
         self.parameters()?;
         for carry in &graph.carries {
@@ -129,10 +150,15 @@ impl Block<'_> {
         self.settle();
         let (zero, one) = (self.int(0), self.int(1));
         let last = self.w.op("sub", chunks, one, Ty::I32);
+        let place = |this: &mut Self, turn| {
+            let turn = if graph.reverse { this.w.op("sub", last, turn, Ty::I32) } else { turn };
+            // Without spans it begins at the first of all.
+            if graph.span.is_some() { this.w.op("add", begin, turn, Ty::I32) } else { turn }
+        };
         if ahead {
             let some = self.w.icmp("slt", zero, chunks, Ty::I32);
             self.open_if(some);
-            let first = if graph.reverse { last } else { zero };
+            let first = place(self, zero);
             let later = self.copy(&staged, first, Some(zero));
             self.store_later(later);
             self.close_if();
@@ -151,10 +177,6 @@ impl Block<'_> {
         self.memory.settled();
         self.recent.clear();
         self.words.clear();
-        let place = |this: &mut Self, turn| match graph.reverse {
-            false => turn,
-            true => this.w.op("sub", last, turn, Ty::I32),
-        };
         self.chunk = place(self, turn);
         self.set_limit();
         let later = if ahead {

@@ -180,6 +180,7 @@ mod tests {
             time: None,
             tokens: 64,
             reverse: false,
+            span: None,
             carries: Vec::new(),
             outputs: Vec::new(),
             layouts: Vec::new(),
