@@ -339,11 +339,10 @@ fn entries_in_registers(
 
 /// How a stage is laid out whose values stay in registers.
 fn register_options(graph: &Graph, schedule: &Schedule, family: &Family) -> graph_to_nvvm::Options {
-    // Spans are blocks by themselves; what goes from one to the next is little, and shared by as many as can be.
+    // What goes from span to span is little, and shared by as many as can be.
     let parts = match (graph.span, schedule.spans) {
-        (Some(_), _) => None,
         (None, Some(_)) => parts(graph, *PARTS.end()),
-        (None, None) => parts(graph, schedule.parts.unwrap_or(1)),
+        (_, _) => parts(graph, schedule.parts.unwrap_or(1)),
     };
     // A narrow part of an axis is little work for many warps.
     let narrow = parts.is_some_and(|(axis, parts)| graph.dim(axis).size / parts <= 32);

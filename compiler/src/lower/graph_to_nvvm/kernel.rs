@@ -39,15 +39,14 @@ pub fn lower(
         }
         Some(_) | None => (graph, None),
     };
-    let chunks_of = |tokens: usize| Grid::Chunk { tokens: u32::try_from(tokens).expect("a chunk is small") };
+    let small = |n: usize| u32::try_from(n).expect("a small number");
     let grid = match (graph.carries.is_empty(), graph.span_tokens(), part) {
-        (true, _, None) => chunks_of(graph.tokens),
-        (false, Some(tokens), None) => chunks_of(tokens),
+        (true, _, None) => Grid::Chunk { tokens: small(graph.tokens) },
+        (true, _, Some(_)) => return Err(Refusal::unsupported("parts of an axis of chunks by themselves")),
+        (false, Some(tokens), None) => Grid::Spans { tokens: small(tokens), blocks: 1 },
+        (false, Some(tokens), Some((_, _, parts))) => Grid::Spans { tokens: small(tokens), blocks: small(parts) },
         (false, None, None) => Grid::Item,
-        (false, None, Some((_, _, parts))) => Grid::Blocks { blocks: u32::try_from(parts).expect("few parts") },
-        (true, _, Some(_)) | (false, Some(_), Some(_)) => {
-            return Err(Refusal::unsupported("parts of an axis, of chunks or spans by themselves"));
-        }
+        (false, None, Some((_, _, parts))) => Grid::Blocks { blocks: small(parts) },
     };
     let part = part.map(|(dim, size, _)| (dim, size));
     let mut parked = BTreeSet::new();
@@ -87,9 +86,18 @@ pub fn lower(
 impl Block<'_> {
     fn kernel(&mut self, grid: Grid, part: Option<(DimId, usize)>) -> Result<(), Refusal> {
         self.item(grid);
+        let mut block = self.first;
+        if let Grid::Spans { blocks, .. } = grid {
+            self.span = Some(self.first);
+            if blocks > 1 {
+                let blocks = self.int(blocks as usize);
+                self.span = Some(self.w.op("udiv", self.first, blocks, Ty::I32));
+                block = self.w.op("urem", self.first, blocks, Ty::I32);
+            }
+        }
         if let Some((dim, size)) = part {
             let size = self.int(size);
-            let first = self.first;
+            let first = block;
             let first = self.w.op("mul", first, size, Ty::I32);
             self.part = Some((dim, first));
         }
@@ -98,11 +106,10 @@ impl Block<'_> {
         let length = self.length;
         let whole = self.w.op("add", length, more, Ty::I32);
         let chunks = self.w.op("udiv", whole, tokens, Ty::I32);
-        match (grid, self.graph.span) {
-            (Grid::Chunk { .. }, Some(steps)) => {
-                self.span = Some(self.first);
+        match (grid, self.graph.span.zip(self.span)) {
+            (Grid::Spans { .. }, None) => return Err(Refusal::Bug("spans of no steps".to_owned())),
+            (Grid::Spans { .. }, Some((steps, span))) => {
                 let steps = self.int(steps);
-                let span = self.first;
                 let first = self.w.op("mul", span, steps, Ty::I32);
                 let some = self.w.icmp("slt", first, chunks, Ty::I32);
                 self.open_if(some);
@@ -113,7 +120,7 @@ impl Block<'_> {
                 self.branches += 1;
                 self.close_if();
             }
-            (Grid::Chunk { .. }, None) => {
+            (Grid::Chunk { .. }, _) => {
                 let chunk = self.first;
                 let real = self.w.icmp("slt", chunk, chunks, Ty::I32);
                 self.open_if(real);
