@@ -248,8 +248,8 @@ def figures(name, shape, said):
             "by": "chunkwise", "mechanism": name, "shape": shape, "direction": figure["direction"],
             "milliseconds": figure["gpu_seconds"] * 1e3, "floor_milliseconds": figure["floor_seconds"] * 1e3,
             "times_floor": figure["times_floor"], "launch_milliseconds": figure["launch_seconds"] * 1e3,
-            "extra_bytes": figure["extra_bytes"], "floor_bytes": figure["floor_bytes"], "chunk": said["chunk"],
-            "schedule": said.get("schedule"), "copy": said["copy_bytes_per_second"], "device": said["device"]["name"],
+            "extra_bytes": figure["extra_bytes"], "floor_bytes": figure["floor_bytes"], "chunk": figure["chunk"],
+            "schedule": figure["schedule"], "copy": said["copy_bytes_per_second"], "device": said["device"]["name"],
         }
 
 

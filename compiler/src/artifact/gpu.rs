@@ -8,7 +8,7 @@ use super::{Direction, Parts, Tile, graphs_after, options_for_gpu, signature, ti
 use crate::compile::{Derived, Request, derive};
 use crate::derive::form::{Form, Inside};
 use crate::error::CompileError;
-use crate::graph::ir::{DimId, Graph};
+use crate::graph::ir::{DimId, Graph, Op};
 use crate::graph::separable::separable_along;
 use crate::graph::split::{Handed, Stage, split, temporaries};
 use crate::lower::graph_to_nvvm::{self, Refusal};
@@ -315,7 +315,7 @@ fn entries_in_registers(
     let mut entries = Vec::new();
     for stage in stages {
         let symbol = format!("{}_{}", whole.symbol, stage.name);
-        let own = register_options(&stage.graph, schedule, family);
+        let own = register_options(stage, schedule, family);
         // What takes least room comes last.
         let ways = [(true, true), (false, true), (true, false), (false, false)];
         let mut made = Err(Refusal::Room(0));
@@ -338,7 +338,8 @@ fn entries_in_registers(
 }
 
 /// How a stage is laid out whose values stay in registers.
-fn register_options(graph: &Graph, schedule: &Schedule, family: &Family) -> graph_to_nvvm::Options {
+fn register_options(stage: &Stage, schedule: &Schedule, family: &Family) -> graph_to_nvvm::Options {
+    let graph = &stage.graph;
     // What goes from span to span is little, and shared by as many as can be.
     let parts = match (graph.span, schedule.spans) {
         (None, Some(_)) => parts(graph, *PARTS.end()),
@@ -346,14 +347,22 @@ fn register_options(graph: &Graph, schedule: &Schedule, family: &Family) -> grap
     };
     // A narrow part of an axis is little work for many warps.
     let narrow = parts.is_some_and(|(axis, parts)| graph.dim(axis).size / parts <= 32);
-    let threads = schedule.threads.unwrap_or(if narrow { 128 } else { 256 });
+    // What is prepared waits for itself more than it computes: small blocks, several beside each other.
+    let prepares = stage.name == "prepare";
+    let threads = schedule.threads.unwrap_or(if narrow || prepares { 128 } else { 256 });
+    let inside = graph.nodes.iter().any(|node| matches!(node.op, Op::Gated { .. }));
     graph_to_nvvm::Options {
         warps: threads / 32,
         shared_limit: family.shared_limit,
         parts,
         ahead: true,
         whole_operands: true,
-        resident: if parts.is_some() && threads > 128 { 2 } else { 1 },
+        resident: match (prepares, threads) {
+            (true, ..=128) if graph.rows() <= 32 && !inside => 3,
+            (true, ..=128) => 2,
+            (false, ..=128) | (true, _) => 1,
+            (false, _) => 1 + usize::from(parts.is_some()),
+        },
     }
 }
 

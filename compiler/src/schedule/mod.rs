@@ -184,19 +184,31 @@ fn in_registers(graphs: &[&Graph], gpu: &cost::Gpu, load: &cost::Load) -> Schedu
     let any = |wanted: fn(&Op) -> bool| graphs.iter().any(|graph| graph.nodes.iter().any(|node| wanted(&node.op)));
     let inside = any(|op| matches!(op, Op::Gated { .. }));
     let solves = any(|op| matches!(op, Op::Solve(_)));
+    let gradients = graphs.iter().any(|graph| graph.reverse);
     let usual = |stages| Schedule { states: DType::BF16, operands: DType::BF16, ..Schedule::of(stages) };
+    let chunk = (inside || solves).then_some(32);
     let many = {
         let stages = if inside { Stages::PreparePass } else { Stages::Fused };
-        let chunk = (inside || solves).then_some(32);
         Schedule { chunk, forward: Some(Stages::Fused), parts: Some(1), ..usual(stages) }
     };
     if 4 * load.items >= 3 * gpu.multiprocessors {
         return many;
     }
-    let spans = gpu.multiprocessors / load.items.max(1);
-    let steps = load.tokens / (spans.max(1) * many.chunk.unwrap_or(64));
-    if steps >= SHORTEST_SPAN && graphs.iter().all(|graph| can_be_in_spans(graph)) {
-        return Schedule { spans: Some(steps.min(*SPANS.end())), ..many };
+    let spans = (gpu.multiprocessors / load.items.max(1)).max(1);
+    let steps = load.tokens / (spans * chunk.unwrap_or(64));
+    // Where systems are solved, spans have every step computed three times over: few of them are no gain to gradients.
+    let worth = !(solves && gradients && !inside && spans < 8);
+    if worth && steps >= SHORTEST_SPAN && graphs.iter().all(|graph| can_be_in_spans(graph)) {
+        let spans = Some(steps.min(*SPANS.end()));
+        return match (solves, gradients) {
+            // Systems are solved once, and two blocks at a time wait for each other's steps.
+            (true, false) => {
+                let prepared = Schedule { forward: Some(Stages::PreparePass), ..usual(Stages::PreparePass) };
+                Schedule { chunk, parts: Some(2), threads: Some(128), spans, ..prepared }
+            }
+            (true, true) if !inside => Schedule { chunk, parts: Some(2), spans, ..usual(Stages::PreparePass) },
+            (_, _) => Schedule { spans, ..many },
+        };
     }
     let fits = |parts: &usize| parts.is_power_of_two() && load.items * parts <= gpu.multiprocessors;
     let parts = (1..=*PARTS.end()).rev().find(fits).unwrap_or(1);
