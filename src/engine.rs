@@ -55,6 +55,9 @@ pub enum Place {
     /// On a GPU.
     #[cfg(feature = "llvm")]
     Gpu(crate::gpu::Gpu),
+    /// On what runs code for a GPU in its stead.
+    #[cfg(feature = "llvm")]
+    StandIn(std::sync::Arc<dyn crate::gpu::StandIn>),
 }
 
 impl Place {
@@ -67,6 +70,8 @@ impl Place {
             }
             #[cfg(feature = "llvm")]
             Place::Gpu(gpu) => gpu.layout(amount),
+            #[cfg(feature = "llvm")]
+            Place::StandIn(stand_in) => stand_in.schedule().to_string(),
         }
     }
 }
@@ -85,6 +90,9 @@ enum Way {
     /// On a GPU.
     #[cfg(feature = "llvm")]
     OnGpu(Box<crate::gpu::OnGpu>),
+    /// In the stead of a GPU.
+    #[cfg(feature = "llvm")]
+    StandIn(Box<chunkwise_abi::gpu::GpuRecurrence>, std::sync::Arc<dyn crate::gpu::StandIn>),
     /// A forward, an axis in blocks, each on threads of its own.
     #[cfg(feature = "llvm")]
     Blocks(Box<chunkwise_runtime::blocks::Blocks>, Option<usize>),
@@ -148,7 +156,26 @@ impl<'p> Engine<'p> {
             Place::Cpu => Engine::prepare(instance, plan, parts, length),
             #[cfg(feature = "llvm")]
             Place::Gpu(gpu) => Engine::prepare_on(gpu, instance, plan, parts, length, amount),
+            #[cfg(feature = "llvm")]
+            Place::StandIn(stand_in) => Engine::prepare_in_stead(stand_in, instance, plan, parts, length),
         }
+    }
+
+    /// Derives and compiles what the plan asks for, for what runs code for a GPU in its stead.
+    #[cfg(feature = "llvm")]
+    fn prepare_in_stead(
+        stand_in: &std::sync::Arc<dyn crate::gpu::StandIn>,
+        instance: &Instance<'p>,
+        plan: &Plan,
+        parts: Parts,
+        length: usize,
+    ) -> Result<Engine<'p>, Failure> {
+        let (form, dtype) = derived_in_a_narrow_type(plan)?;
+        let request = request(form, plan.chunk, length, parts, plan.inside);
+        let schedule = Some(stand_in.schedule());
+        let made = crate::gpu::make(instance, &request, parts, dtype, stand_in.family(), schedule)?;
+        let way = Way::StandIn(Box::new(made), std::sync::Arc::clone(stand_in));
+        Ok(Engine { instance: instance.clone(), way })
     }
 
     /// Derives and compiles what the plan asks for, for a GPU. The plan's threads mean nothing there.
@@ -161,12 +188,7 @@ impl<'p> Engine<'p> {
         length: usize,
         amount: Amount,
     ) -> Result<Engine<'p>, Failure> {
-        let (Some(form), Some(dtype)) = (plan.form.derived(), plan.precision.compiled()) else {
-            return Err(Failure::Input(
-                "a GPU computes the derived forms in f32, bf16 or f16; leave out --device for the float64 interpreters"
-                    .to_owned(),
-            ));
-        };
+        let (form, dtype) = derived_in_a_narrow_type(plan)?;
         let request = request(form, plan.chunk, length, parts, plan.inside);
         let made = crate::gpu::prepare(instance, &request, parts, dtype, gpu, plan.cache, amount)?;
         Ok(Engine { instance: instance.clone(), way: Way::OnGpu(Box::new(made)) })
@@ -198,6 +220,12 @@ impl<'p> Engine<'p> {
             #[cfg(feature = "llvm")]
             Way::OnGpu(made) => crate::gpu::run(&made.artifact, tensors, backward),
             #[cfg(feature = "llvm")]
+            Way::StandIn(made, stand_in) => {
+                let given = crate::compiled::narrow(&made.signature, tensors)?;
+                let results = stand_in.run(made, &given, backward).map_err(Failure::Ours)?;
+                Ok(crate::compiled::widen(&results))
+            }
+            #[cfg(feature = "llvm")]
             Way::Blocks(..) if backward => Err(Failure::Ours("gradients were not prepared".to_owned())),
             #[cfg(feature = "llvm")]
             Way::Blocks(blocks, threads) => crate::compiled::run_blocks(blocks, tensors, *threads),
@@ -210,7 +238,7 @@ impl<'p> Engine<'p> {
             #[cfg(feature = "llvm")]
             Way::Compiled(_, threads) | Way::Blocks(_, threads) => *threads = number,
             #[cfg(feature = "llvm")]
-            Way::OnGpu(_) => {}
+            Way::OnGpu(_) | Way::StandIn(..) => {}
             Way::Reference | Way::Interpreted(_) => {
                 let _ = number;
             }
@@ -227,6 +255,8 @@ impl<'p> Engine<'p> {
             #[cfg(feature = "llvm")]
             Way::OnGpu(made) => Some(made.artifact.signature.chunk),
             #[cfg(feature = "llvm")]
+            Way::StandIn(made, _) => Some(made.signature.chunk),
+            #[cfg(feature = "llvm")]
             Way::Blocks(blocks, _) => Some(blocks.artifact.signature.chunk),
         }
     }
@@ -240,7 +270,7 @@ impl<'p> Engine<'p> {
             #[cfg(feature = "llvm")]
             Way::OnGpu(made) => made.warning.as_deref(),
             #[cfg(feature = "llvm")]
-            Way::Blocks(..) => None,
+            Way::Blocks(..) | Way::StandIn(..) => None,
         }
     }
 
@@ -248,7 +278,7 @@ impl<'p> Engine<'p> {
     #[cfg(feature = "llvm")]
     pub fn compiled(&self) -> Option<&crate::compiled::Compiled> {
         match &self.way {
-            Way::Reference | Way::Interpreted(_) | Way::Blocks(..) | Way::OnGpu(_) => None,
+            Way::Reference | Way::Interpreted(_) | Way::Blocks(..) | Way::OnGpu(_) | Way::StandIn(..) => None,
             Way::Compiled(compiled, _) => Some(compiled),
         }
     }
@@ -257,10 +287,21 @@ impl<'p> Engine<'p> {
     #[cfg(feature = "llvm")]
     pub fn on_gpu(&self) -> Option<&crate::gpu::OnGpu> {
         match &self.way {
-            Way::Reference | Way::Interpreted(_) | Way::Blocks(..) | Way::Compiled(..) => None,
+            Way::Reference | Way::Interpreted(_) | Way::Blocks(..) | Way::Compiled(..) | Way::StandIn(..) => None,
             Way::OnGpu(made) => Some(made),
         }
     }
+}
+
+/// What a GPU can be asked for.
+#[cfg(feature = "llvm")]
+fn derived_in_a_narrow_type(plan: &Plan) -> Result<(Form, chunkwise_abi::DType), Failure> {
+    plan.form.derived().zip(plan.precision.compiled()).ok_or_else(|| {
+        Failure::Input(
+            "a GPU computes the derived forms in f32, bf16 or f16; leave out --device for the float64 interpreters"
+                .to_owned(),
+        )
+    })
 }
 
 /// How many sequences, tokens and heads there are. The program's own tensors say so: a graph may read none of them.

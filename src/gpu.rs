@@ -21,12 +21,25 @@ use chunkwise_runtime::cuda::device::CudaDevice;
 use chunkwise_runtime::cuda::error::CudaError;
 use chunkwise_runtime::cuda::execute::{Direction, GpuArtifact, ModuleOnGpu, load_module};
 use chunkwise_runtime::cuda::memory::Stream;
+use chunkwise_runtime::tensor::Tensors;
 
 use crate::compiled::{build, narrow, widen};
 use crate::engine::Amount;
 use crate::failure::Failure;
 use crate::options::Arch;
 use crate::tuning::{Bucket, Tuned};
+
+/// Something that runs code for a GPU where there is none.
+pub trait StandIn: std::fmt::Debug + Send + Sync {
+    /// What code is made for.
+    fn family(&self) -> &'static Family;
+
+    /// How work is laid out.
+    fn schedule(&self) -> Schedule;
+
+    /// Outputs and final states from inputs, or these and every gradient; or why there are none.
+    fn run(&self, made: &GpuRecurrence, given: &Tensors, backward: bool) -> Result<Tensors, String>;
+}
 
 /// A GPU to compute on.
 #[derive(Clone, Debug)]

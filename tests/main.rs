@@ -4,6 +4,8 @@
 mod anchored;
 mod cli;
 #[cfg(feature = "llvm")]
+mod interpreted;
+#[cfg(feature = "llvm")]
 mod large;
 #[cfg(feature = "llvm")]
 mod random;

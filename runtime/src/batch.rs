@@ -86,7 +86,7 @@ impl Sequences {
     }
 
     /// Offsets as a kernel takes them; none for equal lengths.
-    pub(crate) fn offsets(&self) -> Option<&[i64]> {
+    pub fn offsets(&self) -> Option<&[i64]> {
         match self {
             Sequences::Equal { .. } => None,
             Sequences::Packed(offsets) => Some(&offsets.0),

@@ -269,7 +269,7 @@ impl SharedCall<'_> {
 }
 
 /// The strides of a dense tensor.
-pub(crate) fn strides(
+pub fn strides(
     role: Role,
     shape: &[usize],
     heads: usize,

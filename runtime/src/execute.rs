@@ -192,7 +192,7 @@ impl CpuArtifact {
 
 /// Does what a backward kernel leaves to its caller: gradients of one value a head are summed over sequences, those of
 /// inputs with fewer heads over the heads that shared one, in order.
-pub(crate) fn sum_shared(results: &mut Tensors, kernel: &KernelSignature, inputs: &Tensors) -> Result<(), LaunchError> {
+pub fn sum_shared(results: &mut Tensors, kernel: &KernelSignature, inputs: &Tensors) -> Result<(), LaunchError> {
     for (name, gradient) in results {
         let Some(source) = source_of(name) else { continue };
         let Some(written) = kernel.args.iter().find(|arg| arg.name == *name) else { continue };
@@ -214,7 +214,7 @@ pub(crate) fn sum_shared(results: &mut Tensors, kernel: &KernelSignature, inputs
 }
 
 /// The tensor a kernel reads for an argument: as given, in another type, or zeros.
-pub(crate) fn readable<'a>(
+pub fn readable<'a>(
     arg: &ArgSignature,
     inputs: &'a Tensors,
     saved: &'a Tensors,

@@ -332,7 +332,7 @@ impl HostTensor {
     }
 
     /// The elements as they lie in memory, to be changed: every pattern of bits is a float.
-    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
         let length = self.n_elements() * self.dtype().bytes();
         // SAFETY: as above, and mutably.
         unsafe { std::slice::from_raw_parts_mut(self.address_mut().cast(), length) }

@@ -111,6 +111,8 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
             let amount = crate::engine::Amount { batch: extents.batch, length, heads: extents.heads };
             Engine::prepare_on(&gpu, &instance, &plan, parts, length, amount)?
         }
+        #[cfg(feature = "llvm")]
+        Place::StandIn(_) => unreachable!("no option asks for it"),
     };
     if let Some(warning) = engine.warning() {
         report::complain(format_args!("warning: {warning}"));

@@ -114,7 +114,7 @@ impl Check {
             }
             // There every type has instructions of its own, in every form.
             #[cfg(feature = "llvm")]
-            Place::Gpu(_) => {
+            Place::Gpu(_) | Place::StandIn(_) => {
                 for precision in [Precision::F32, Precision::Bf16, Precision::F16] {
                     checks.extend(ways.iter().map(|&way| Check::Agrees(way, precision)));
                 }
@@ -343,7 +343,7 @@ impl<'p> Subject<'p> {
             Place::Cpu if engine::COMPILES => &[Precision::F32],
             Place::Cpu => &[Precision::F64],
             #[cfg(feature = "llvm")]
-            Place::Gpu(_) => &[Precision::F32, Precision::Bf16, Precision::F16],
+            Place::Gpu(_) | Place::StandIn(_) => &[Precision::F32, Precision::Bf16, Precision::F16],
         };
         turns[case.seed as usize % turns.len()]
     }
@@ -354,6 +354,8 @@ impl<'p> Subject<'p> {
             Place::Cpu => false,
             #[cfg(feature = "llvm")]
             Place::Gpu(gpu) => gpu.stream.synchronize().is_err(),
+            #[cfg(feature = "llvm")]
+            Place::StandIn(_) => false,
         }
     }
 

@@ -92,7 +92,7 @@ pub fn verify(program: &Program, options: &Options, progress: impl FnMut(usize, 
                 #[cfg(feature = "llvm")]
                 Place::Gpu(_) if number % 2 == 1 => Case::draw_wide(program, options.seed, number),
                 #[cfg(feature = "llvm")]
-                Place::Gpu(_) => Case::draw(program, options.seed, number),
+                Place::Gpu(_) | Place::StandIn(_) => Case::draw(program, options.seed, number),
             };
             case.sizes.extend(options.sizes.clone());
             case

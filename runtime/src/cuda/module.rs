@@ -161,22 +161,10 @@ impl LoadedModule {
         let workspace = stream.buffer(workspace_bytes, &format!("the workspace of {}", self.name))?;
         for (launch, wants_workspace) in &mut launches {
             let address = if *wants_workspace { workspace.address() } else { 0 };
-            launch.call = written(&self.head(batch, address, offsets)?, tensors);
+            launch.call = written(&head(batch, address, offsets)?, tensors);
         }
         let launches = launches.into_iter().map(|(launch, _)| launch).collect();
         Ok(Ready { module: Arc::clone(self), stream: stream.clone(), launches, workspace })
-    }
-
-    fn head(&self, batch: &Batch, workspace: u64, offsets: u64) -> Result<GpuCall, CudaError> {
-        let too_large = |what: &str| LaunchError::TooLarge { what: what.to_string() };
-        let small = |n: usize, what: &str| i32::try_from(n).map_err(|_| too_large(what));
-        Ok(GpuCall {
-            sequences: small(batch.sequences.count(), "the number of sequences")?,
-            heads: small(batch.heads, "the number of heads")?,
-            length: i64::try_from(batch.sequences.longest()).map_err(|_| too_large("the number of tokens"))?,
-            workspace,
-            offsets,
-        })
     }
 }
 
@@ -284,8 +272,21 @@ fn lies_well(arg: &ArgSignature, tensor: &TensorArg, batch: &Batch) -> Result<()
     }
 }
 
+/// The start of the parameter.
+pub fn head(batch: &Batch, workspace: u64, offsets: u64) -> Result<GpuCall, CudaError> {
+    let too_large = |what: &str| LaunchError::TooLarge { what: what.to_string() };
+    let small = |n: usize, what: &str| i32::try_from(n).map_err(|_| too_large(what));
+    Ok(GpuCall {
+        sequences: small(batch.sequences.count(), "the number of sequences")?,
+        heads: small(batch.heads, "the number of heads")?,
+        length: i64::try_from(batch.sequences.longest()).map_err(|_| too_large("the number of tokens"))?,
+        workspace,
+        offsets,
+    })
+}
+
 /// The parameter as it lies in memory.
-fn written(head: &GpuCall, tensors: &[TensorArg]) -> Vec<u64> {
+pub fn written(head: &GpuCall, tensors: &[TensorArg]) -> Vec<u64> {
     let mut words = vec![
         u64::from(head.sequences.cast_unsigned()) | u64::from(head.heads.cast_unsigned()) << 32,
         head.length.cast_unsigned(),
@@ -301,7 +302,7 @@ fn written(head: &GpuCall, tensors: &[TensorArg]) -> Vec<u64> {
 }
 
 /// The blocks of a launch along x, y and z; none where there is nothing to do.
-fn blocks(grid: Grid, batch: &Batch) -> Result<Option<[u32; 3]>, CudaError> {
+pub fn blocks(grid: Grid, batch: &Batch) -> Result<Option<[u32; 3]>, CudaError> {
     let too_large = |what: &str| CudaError::Launch(LaunchError::TooLarge { what: what.to_string() });
     let (n_sequences, heads) = (batch.sequences.count(), batch.heads);
     let rows = |n: usize, what: &str| u32::try_from(n).ok().filter(|_| n <= MAX_ROWS).ok_or_else(|| too_large(what));

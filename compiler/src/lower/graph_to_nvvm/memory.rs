@@ -45,6 +45,8 @@ pub struct Memory {
     pending: Vec<(Region, Touch, usize)>,
     /// The statement at hand.
     statement: usize,
+    /// When its first write was; none before that.
+    written: Option<usize>,
 }
 
 /// Every region starts at a multiple of so many bytes.
@@ -73,6 +75,7 @@ impl Memory {
     /// A new statement begins: the writes of one do not wait for each other.
     pub fn begin(&mut self) {
         self.statement += 1;
+        self.written = None;
     }
 
     /// Notes accesses that are about to be made, all of one kind; whether a barrier has to stand before them.
@@ -81,9 +84,14 @@ impl Memory {
         let mut conflict = false;
         for region in regions {
             self.clock += 1;
+            // What a statement writes is written at no particular moment of it: its regions are all needed from the first.
+            let first = match touch {
+                Touch::Read => self.clock,
+                Touch::Write => *self.written.get_or_insert(self.clock),
+            };
             let life = &mut self.seen[region.0 as usize];
             if life.last != usize::MAX {
-                life.first = life.first.min(self.clock);
+                life.first = life.first.min(first);
                 life.last = self.clock;
             }
             conflict |= self.pending.iter().any(|(other, before, of)| {
@@ -186,6 +194,19 @@ mod tests {
         assert!(memory.touch(&[a, b], Touch::Write));
         memory.begin();
         assert!(memory.touch(&[a], Touch::Read));
+    }
+
+    /// One of them is never read, so that it is needed at a single moment.
+    #[test]
+    fn what_a_statement_writes_shares_no_bytes() {
+        let mut memory = Memory::new(None);
+        let regions = [100, 100, 100].map(|bytes| memory.allocate(bytes, false));
+        memory.begin();
+        memory.touch(&regions[..2], Touch::Write);
+        memory.touch(&regions[2..], Touch::Write);
+        memory.begin();
+        memory.touch(&regions[2..], Touch::Read);
+        assert_eq!(memory.place().bytes, 3 * 128);
     }
 
     #[test]

@@ -1,0 +1,290 @@
+//! Instructions as they are carried out: opcodes without text, registers by number.
+//!
+//! There are three files of registers: *narrow* ones of 32 bits, which also hold those of 16 with zeros above, *wide* ones
+//! of 64, and predicates.
+
+/// Number of a register in its file.
+pub type Register = u32;
+
+/// A value that is read: a register, or the same number for every thread.
+#[derive(Clone, Copy, Debug)]
+pub enum Operand {
+    Register(Register),
+    Number(u64),
+}
+
+/// A place in memory: a wide register, or none, and bytes beyond it.
+#[derive(Clone, Copy, Debug)]
+pub struct Address {
+    pub base: Operand,
+    pub offset: i64,
+}
+
+/// Which memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Space {
+    Parameter,
+    Shared,
+    Global,
+}
+
+/// Of a thread: what a launch tells it.
+#[derive(Clone, Copy, Debug)]
+pub enum Special {
+    Thread,
+    Lane,
+    Threads,
+    Block(usize),
+    Blocks(usize),
+    Zero,
+    One,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub enum Unary {
+    Not,
+    Negate,
+    NegateFloat,
+    AbsoluteFloat,
+    Exp2,
+    Reciprocal,
+    SquareRoot,
+    Log2,
+    ReciprocalSquareRoot,
+    Tanh,
+    /// To tf32, ties away from zero.
+    ToTf32,
+    ToBf16,
+    ToF16,
+    FromF16,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub enum Binary {
+    Add,
+    Subtract,
+    Multiply,
+    MultiplyHighUnsigned,
+    MultiplyHighSigned,
+    DivideUnsigned,
+    DivideSigned,
+    RemainderUnsigned,
+    RemainderSigned,
+    And,
+    Or,
+    Xor,
+    ShiftLeft,
+    ShiftRightUnsigned,
+    ShiftRightSigned,
+    MinUnsigned,
+    MaxUnsigned,
+    MinSigned,
+    MaxSigned,
+    /// The smaller, and no less than zero.
+    MinSignedNotNegative,
+    MaxSignedNotNegative,
+    AddFloat,
+    SubtractFloat,
+    MultiplyFloat,
+    DivideFloat,
+    MinFloat,
+    MaxFloat,
+    /// Two numbers to bfloat16, the first above the second.
+    PackBf16,
+    PackF16,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub enum Ternary {
+    MultiplyAdd,
+    MultiplyAddFloat,
+    ExtractUnsigned,
+    ExtractSigned,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Relation {
+    Equal,
+    NotEqual,
+    Less,
+    LessOrEqual,
+    Greater,
+    GreaterOrEqual,
+    /// Of floats: at least one is no number.
+    Unordered,
+    /// Of floats: both are numbers.
+    Ordered,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Compared {
+    Unsigned,
+    Signed,
+    Float,
+    /// Of floats: true where one is no number.
+    FloatOrUnordered,
+    /// Of floats of 16 bits.
+    Half,
+    WideUnsigned,
+    WideSigned,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Logic {
+    And,
+    Or,
+    Xor,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exchange {
+    Butterfly,
+    Up,
+    Down,
+    Index,
+}
+
+/// What the operands of a product of matrices are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Factors {
+    Bf16,
+    F16,
+    Tf32,
+}
+
+/// What is done. Destinations come first, as in PTX.
+#[derive(Clone, Debug)]
+pub enum Operation {
+    Unary(Unary, Register, Operand),
+    /// `half`: only the lower 16 bits of the result are kept.
+    Binary {
+        what: Binary,
+        half: bool,
+        to: Register,
+        a: Operand,
+        b: Operand,
+    },
+    Ternary(Ternary, Register, [Operand; 3]),
+    Move(Register, Operand),
+    Special(Register, Special),
+    Pack(Register, [Operand; 2]),
+    Unpack([Register; 2], Operand),
+    WideUnary(Unary, Register, Operand),
+    WideBinary(Binary, Register, Operand, Operand),
+    WideMultiplyAdd(Register, [Operand; 3]),
+    WideMove(Register, Operand),
+    WidePack(Register, [Operand; 2]),
+    WideUnpack([Register; 2], Operand),
+    /// 32 bits by 32 bits to 64, and added to what is given.
+    MultiplyWide {
+        signed: bool,
+        to: Register,
+        a: Operand,
+        b: Operand,
+        more: Option<Operand>,
+    },
+    /// 16 bits by 16 bits to 32.
+    MultiplyHalves {
+        signed: bool,
+        to: Register,
+        a: Operand,
+        b: Operand,
+    },
+    Widen {
+        signed: bool,
+        to: Register,
+        from: Operand,
+    },
+    /// The lower `bits` of a wide register.
+    Narrow {
+        bits: u32,
+        to: Register,
+        from: Operand,
+    },
+    /// The lower 16 bits of a narrow one, with or without their sign.
+    Halve {
+        signed: bool,
+        to: Register,
+        from: Operand,
+    },
+    Select(Register, Operand, Operand, Register),
+    WideSelect(Register, Operand, Operand, Register),
+    Compare {
+        compared: Compared,
+        relation: Relation,
+        to: Register,
+        a: Operand,
+        b: Operand,
+    },
+    Logic(Logic, Register, Register, Register),
+    Negation(Register, Register),
+    Load {
+        space: Space,
+        bytes: u32,
+        to: Vec<Register>,
+        from: Address,
+    },
+    Store {
+        space: Space,
+        bytes: u32,
+        to: Address,
+        from: Vec<Operand>,
+    },
+    CopyAsync {
+        to: Address,
+        from: Address,
+        bytes: u32,
+        read: Option<Operand>,
+    },
+    AwaitCopies,
+    Barrier,
+    WarpBarrier,
+    Exchange {
+        how: Exchange,
+        to: Register,
+        from: Operand,
+        lane: Operand,
+        clamp: Operand,
+    },
+    LoadMatrices {
+        transposed: bool,
+        to: Vec<Register>,
+        from: Address,
+    },
+    TransposeMatrix(Register, Operand),
+    Multiply {
+        factors: Factors,
+        d: [Register; 4],
+        a: [Operand; 4],
+        b: [Operand; 2],
+        c: [Operand; 4],
+    },
+    Branch(u32),
+    Exit,
+}
+
+impl Operation {
+    /// Whether all threads of a warp have to do it together.
+    pub fn is_together(&self) -> bool {
+        use Operation as O;
+        matches!(
+            self,
+            O::Barrier
+                | O::WarpBarrier
+                | O::Exchange { .. }
+                | O::LoadMatrices { .. }
+                | O::TransposeMatrix(..)
+                | O::Multiply { .. }
+        )
+    }
+}
+
+/// An instruction.
+#[derive(Clone, Debug)]
+pub struct Instruction {
+    /// The predicate it depends on, and the value that lets it be done.
+    pub guard: Option<(Register, bool)>,
+    pub operation: Operation,
+    /// Where it stands in the text, from 1.
+    pub line: u32,
+}
