@@ -9,7 +9,7 @@ use super::product::Pattern;
 use super::segments::Segments;
 use super::shape::{Shape, Warps, extent};
 use super::{Options, Refusal};
-use crate::graph::ir::{DimId, Graph, NodeId, Op};
+use crate::graph::ir::{DimId, DimKind, Graph, NodeId, Op};
 use crate::lower::tile_to_mlir::functions::Functions;
 use crate::lower::tile_to_mlir::writer::{Elem, Ty, Val, Writer};
 use crate::lower::tile_to_nvvm::call::Tensor;
@@ -189,7 +189,9 @@ impl<'g> Block<'g> {
         layout: Option<Layout>,
     ) -> Block<'g> {
         let mut w = Writer::new(1);
-        let warps = Warps::of(options.warps, graph.rows());
+        let of_blocks = |dim: &DimId| matches!(graph.dim(*dim).kind, DimKind::Block | DimKind::BlockCol);
+        let blocks = graph.nodes.iter().any(|node| node.dims.iter().any(of_blocks));
+        let warps = Warps::of(options.warps, graph.rows(), blocks);
         let thread = text::register(&mut w, "tid.x");
         let int = |w: &mut Writer, n: usize| text::int(w, i64::try_from(n).expect("a small number"));
         let (three, thirty_one, two, five) = (int(&mut w, 3), int(&mut w, 31), int(&mut w, 2), int(&mut w, 5));
