@@ -91,6 +91,8 @@ pub struct Tile {
     pub parts: (usize, usize),
     /// As [`Home::half`].
     pub half: Option<(Val, usize)>,
+    /// What is read is to be kept finite: logarithms, of which some may be of zero.
+    pub finite: bool,
 }
 
 /// The kernel being written.

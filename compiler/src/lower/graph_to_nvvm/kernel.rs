@@ -181,6 +181,10 @@ impl Block<'_> {
         self.words.clear();
         self.values.clear();
         self.memory.settled();
+        if ahead {
+            // The last chunk's arrive a second time, for nobody; but no block ends before its copies do.
+            text::command(&mut self.w, "llvm.nvvm.cp.async.wait.all", &[]);
+        }
         text::barrier(&mut self.w);
         for carry in &graph.carries {
             self.take_carry(carry)?;

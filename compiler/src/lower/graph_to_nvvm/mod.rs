@@ -18,6 +18,7 @@
 mod block;
 mod eval;
 mod gated;
+mod halves;
 mod index;
 mod inverse;
 mod kernel;
