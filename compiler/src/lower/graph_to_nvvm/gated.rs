@@ -111,7 +111,7 @@ impl Block<'_> {
             for first in (0..eights).step_by(2) {
                 let together = if eights - first >= 2 { 2 } else { 1 };
                 let own: Vec<usize> = (0..4 * together).map(|n| 4 * (strip * eights + first) + n).collect();
-                let factors = self.half_factors(&spans, &shape, &elements, (strip, first), together)?;
+                let logs = self.logarithms(&spans, &shape, (strip, first), together)?;
                 let mut values: Vec<Vec<(Val, Val)>> = vec![Vec::new(); forms.len()];
                 for &n in &own {
                     let real = self.real(&shape, &elements[n].at);
@@ -122,7 +122,12 @@ impl Block<'_> {
                         values[form].push(pair);
                     }
                 }
+                let mut factors = Vec::new();
                 for (level, &half) in HALVES.iter().enumerate() {
+                    if level % 2 == 0 {
+                        let own = &elements[own[0]..own[0] + own.len()];
+                        factors.extend(self.half_factors(&spans, &shape, &logs, own, [half, HALVES[level + 1]]));
+                    }
                     for (form, values) in values.iter().enumerate() {
                         let mut decayed = Vec::new();
                         for (n, (a, b)) in values.iter().enumerate() {
@@ -257,7 +262,7 @@ impl Block<'_> {
             let weights = self.symmetric(&home, block, *row, *col, strip)?;
             for eight in 0..eights {
                 let own: Vec<usize> = (0..4).map(|n| 4 * (strip * eights + eight) + n).collect();
-                let factors = self.half_factors(&spans, &by_row, &elements, (strip, eight), 1)?;
+                let logs = self.logarithms(&spans, &by_row, (strip, eight), 1)?;
                 let (mut a, mut b) = (Vec::new(), Vec::new());
                 for &n in &own {
                     let real = self.real(&by_row, &elements[n].at);
@@ -271,7 +276,12 @@ impl Block<'_> {
                 let (mut of_rows, mut of_cols) = (vec![zero; 4], vec![zero; 4]);
                 // What each half's logarithms get.
                 let mut shares: Vec<Vec<Val>> = Vec::new();
+                let mut factors = Vec::new();
                 for (level, &half) in HALVES.iter().enumerate() {
+                    if level % 2 == 0 {
+                        let own = &elements[own[0]..own[0] + own.len()];
+                        factors.extend(self.half_factors(&spans, &by_row, &logs, own, [half, HALVES[level + 1]]));
+                    }
                     let factors = &factors[level];
                     let decayed: Vec<Val> = (0..4)
                         .map(|n| {

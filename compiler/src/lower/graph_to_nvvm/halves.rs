@@ -22,6 +22,9 @@ use std::collections::HashMap;
 /// Halves of a block: rows whose bit is set are the later ones.
 pub const HALVES: [usize; 4] = [1, 2, 4, 8];
 
+/// Logarithms as the right operand of a product over the rows of a block: by eight of columns, summand and eight of rows.
+pub type Words = Vec<Vec<Vec<Val>>>;
+
 /// The spans of a decay.
 pub struct Spans {
     events: Vec<Event>,
@@ -38,6 +41,16 @@ struct Event {
     written: bool,
 }
 
+/// One, in bfloat16.
+const ONE: u32 = 0x3f80;
+
+/// A number as the sum of two of bfloat16, as their bits.
+fn bf16_parts(number: f32) -> [u32; PARTS] {
+    let rounded = |number: f32| (number.to_bits() + 0x8000) >> 16;
+    let high = rounded(number);
+    [high, rounded(number - f32::from_bits(high << 16))]
+}
+
 impl Block<'_> {
     /// The spans of a decay whose logarithms are ready and lie in a shape.
     pub fn spans(&mut self, gates: &Gates, shape: &Shape) -> Result<Spans, Refusal> {
@@ -52,54 +65,58 @@ impl Block<'_> {
         Ok(Spans { events })
     }
 
-    /// By half: the factors of the elements of one or two eights of a strip.
+    /// The logarithms of all events of one or two eights of a strip.
+    pub fn logarithms(
+        &mut self,
+        spans: &Spans,
+        shape: &Shape,
+        place: (usize, usize),
+        together: usize,
+    ) -> Result<Vec<Words>, Refusal> {
+        spans.events.iter().map(|event| self.event_logarithms(event, shape, place, together)).collect()
+    }
+
+    /// Of two halves: the factors of the elements of some eights, whose logarithms and elements are given.
     pub fn half_factors(
         &mut self,
         spans: &Spans,
         shape: &Shape,
+        logarithms: &[Words],
         elements: &[Element],
-        (strip, first): (usize, usize),
-        together: usize,
-    ) -> Result<Vec<Vec<Val>>, Refusal> {
+        halves: [usize; 2],
+    ) -> [Vec<Val>; 2] {
         let zero = self.w.f32(0.0, 0);
-        let log2_e = self.w.f32(std::f32::consts::LOG2_E, 0);
-        let eights = self.warps.eights(extent(self.graph, &shape.cols));
-        let mut logs = vec![vec![[zero; 4]; together]; HALVES.len()];
-        for event in &spans.events {
-            let words = self.logarithms(event, shape, (strip, first), together)?;
-            // The first eight rows' products of two halves at once, then those of the last eight.
-            for levels in [[0, 1], [2, 3]] {
-                let ones = levels.map(|level| self.span(HALVES[level], event.read, event.written, false));
+        // Powers of two are what the hardware has.
+        let scale = bf16_parts(std::f32::consts::LOG2_E);
+        let eights = elements.len() / 4;
+        let mut logs = vec![[[zero; 4]; 2]; eights];
+        for (event, words) in spans.events.iter().zip(logarithms) {
+            let ones = scale.map(|bits| halves.map(|half| self.span(half, event.read, event.written, false, bits)));
+            for (logs, parts) in logs.iter_mut().zip(words) {
+                // The first eight rows' products of both halves at once, then those of the last eight.
                 for block in 0..2 {
-                    for (eight, parts) in words.iter().enumerate() {
-                        let mut sums = [0, 1].map(|n: usize| logs[levels[n]][eight]);
-                        let mut both = [0, 1, 2, 3].map(|n| sums[n / 2][2 * block + n % 2]);
-                        for part in parts {
+                    let mut both = [0, 1, 2, 3].map(|n| logs[n / 2][2 * block + n % 2]);
+                    for (high, ones) in ones.iter().enumerate() {
+                        for part in parts.iter().take(PARTS - high) {
                             self.short_mma([ones[0][block], ones[1][block]], part[block], &mut both);
                         }
-                        for (n, sum) in both.into_iter().enumerate() {
-                            sums[n / 2][2 * block + n % 2] = sum;
-                        }
-                        for (level, sums) in levels.into_iter().zip(sums) {
-                            logs[level][eight] = sums;
-                        }
+                    }
+                    for (n, sum) in both.into_iter().enumerate() {
+                        logs[n / 2][2 * block + n % 2] = sum;
                     }
                 }
             }
         }
-        let mut factors = Vec::new();
-        for logs in logs {
+        [0, 1].map(|half| {
             let mut own = Vec::new();
-            for (n, log) in logs.into_iter().flatten().enumerate() {
+            for (element, n) in elements.iter().zip(0..) {
                 // Beyond the last column may lie what is no number.
-                let real = self.real(shape, &elements[4 * (strip * eights + first) + n].at);
-                let log = self.or_zero(real, log);
-                let log = self.w.op("fmul", log, log2_e, Ty::F32);
+                let real = self.real(shape, &element.at);
+                let log = self.or_zero(real, logs[n / 4][half][n % 4]);
                 own.push(text::intrinsic(&mut self.w, "llvm.nvvm.ex2.approx.ftz.f", &[(log, Ty::F32)], "f32"));
             }
-            factors.push(own);
-        }
-        Ok(factors)
+            own
+        })
     }
 
     /// Adds a product of sixteen rows, eight steps and eight columns.
@@ -113,14 +130,14 @@ impl Block<'_> {
         }
     }
 
-    /// An event's logarithms as the right operand of a product over the rows of a strip's block: by eight and summand.
-    fn logarithms(
+    /// An event's.
+    fn event_logarithms(
         &mut self,
         event: &Event,
         shape: &Shape,
         (strip, first): (usize, usize),
         together: usize,
-    ) -> Result<Vec<Vec<Vec<Val>>>, Refusal> {
+    ) -> Result<Words, Refusal> {
         let n_cols = extent(self.graph, &shape.cols);
         let mut block = Linear::value(self.down, STRIP as i64);
         block.constant = (STRIP * self.warps.down * strip) as i64;
@@ -155,9 +172,9 @@ impl Block<'_> {
         Ok(eights)
     }
 
-    /// The ones of a half's spans as a left operand: of the first eight rows with the first eight tokens, and of the last
-    /// with the last; all others are zero. `turned`: a token's rows instead of a row's tokens.
-    fn span(&mut self, half: usize, read: bool, written: bool, turned: bool) -> [Val; 2] {
+    /// The ones of a half's spans as a left operand, as bits of bfloat16: of the first eight rows with the first eight
+    /// tokens, and of the last with the last; all others are zero. `turned`: a token's rows instead of a row's tokens.
+    fn span(&mut self, half: usize, read: bool, written: bool, turned: bool, bits: u32) -> [Val; 2] {
         let (zero, one) = (text::int(&mut self.w, 0), self.int(1));
         let (group, quad) = (self.group, self.quad);
         let pair = self.w.op("shl", quad, one, Ty::I32);
@@ -171,7 +188,7 @@ impl Block<'_> {
             let later = self.w.icmp(if read { "ule" } else { "ult" }, token, row, Ty::I32);
             let earlier = self.w.icmp(if written { "uge" } else { "ugt" }, token, row, Ty::I32);
             let bool = Ty::scalar(Elem::I1);
-            let bit = text::int(&mut self.w, 0x3f80 << (16 * odd));
+            let bit = text::int(&mut self.w, i64::from((bits << (16 * odd)).cast_signed()));
             let chosen = if half == 8 {
                 [earlier, later]
             } else {
@@ -213,7 +230,7 @@ impl Block<'_> {
             let Event { read, written, .. } = spans.events[event];
             let mut sums = [zero; 4];
             for (parts, &half) in words.iter().zip(&HALVES) {
-                let [upper, lower] = self.span(half, read, written, true);
+                let [upper, lower] = self.span(half, read, written, true, ONE);
                 for part in parts {
                     self.mma(&[upper, none, none, lower], part, &mut sums);
                 }

@@ -4,9 +4,10 @@
 
 use super::block::Block;
 use super::memory::Touch;
+use super::shape::extent;
 use super::stage::Staged;
 use super::{Options, Refusal};
-use crate::graph::ir::{DimId, Graph, Op};
+use crate::graph::ir::{DimId, Graph, NodeId, Op};
 use crate::lower::tile_to_mlir::functions::Functions;
 use crate::lower::tile_to_mlir::writer::{Ty, Val};
 use crate::lower::tile_to_nvvm::text;
@@ -211,16 +212,45 @@ impl Block<'_> {
         self.limit = self.w.intrinsic("smin", &[left, tokens], Ty::I32);
     }
 
-    /// What a chunk gives.
+    /// What a chunk gives: next always what takes least that was not computed yet, so that what is computed is soon used
+    /// up, and takes registers no longer.
     fn results(&mut self) -> Result<(), Refusal> {
         let graph = self.graph;
-        for (name, x) in &graph.saves {
-            let dims: Vec<DimId> = self.dims(*x).to_vec();
-            self.store(name, *x, &dims)?;
-        }
-        for (name, x) in &graph.outputs {
-            self.store(name, *x, &graph.output_layout(name))?;
+        let saves = graph.saves.iter().map(|(name, x)| (name, *x, self.dims(*x).to_vec()));
+        let outputs = graph.outputs.iter().map(|(name, x)| (name, *x, graph.output_layout(name)));
+        let mut left: Vec<_> = saves.chain(outputs).collect();
+        while !left.is_empty() {
+            let mut least = (usize::MAX, 0);
+            for (at, (_, x, _)) in left.iter().enumerate() {
+                least = least.min((self.still_to_do(*x), at));
+            }
+            let (name, x, dims) = left.remove(least.1);
+            self.store(name, x, &dims)?;
         }
         Ok(())
+    }
+
+    /// Elements of what threads still have to compute together before a value can be asked for.
+    fn still_to_do(&self, x: NodeId) -> usize {
+        let mut seen = BTreeSet::new();
+        let mut open = vec![x];
+        let mut elements = 0;
+        while let Some(x) = open.pop() {
+            if self.is_at_hand(x) || self.visited.contains(&x) || !seen.insert(x) {
+                continue;
+            }
+            match self.op(x) {
+                Op::Contract(..)
+                | Op::Sum(..)
+                | Op::MaxOver(..)
+                | Op::Gated { .. }
+                | Op::Inverse(_)
+                | Op::Segment { .. }
+                | Op::DiagonalPart(..) => elements += extent(self.graph, self.dims(x)),
+                _ => {}
+            }
+            open.extend(self.op(x).operands());
+        }
+        elements
     }
 }
