@@ -307,6 +307,7 @@ impl Block<'_> {
                 });
                 let logs = self.transposed_spans(&spans, &events.collect::<Vec<_>>(), &shares);
                 for (form, part) in &forms {
+                    let mut kept = Vec::new();
                     for (n, &at) in own.iter().enumerate() {
                         let (value, point) = match part {
                             GatedPart::Rows => (of_rows[n], &elements[at].at),
@@ -315,14 +316,15 @@ impl Block<'_> {
                             GatedPart::Weight => continue,
                         };
                         let key = self.key(*form, point)?;
-                        let value = text::pinned(&mut self.w, value);
-                        self.values.insert(key, value);
+                        kept.push((key, text::pinned(&mut self.w, value)));
+                    }
+                    for pair in kept.chunks_exact(2) {
+                        self.keep(*form, [pair[0], pair[1]], elements.len());
                     }
                 }
             }
         }
         for (form, _) in forms {
-            self.held.insert(form);
             self.visited.insert(form);
         }
         Ok(())

@@ -57,13 +57,29 @@ pub fn lower(
             Err(Refusal::Park(x)) => return Err(first.bug(x, "lies in memory and is not found there")),
             Err(refusal) => return Err(refusal),
         }
-        let layout = first.memory.place();
-        let shared_bytes = layout.bytes;
-        if shared_bytes > options.shared_limit {
-            return Err(Refusal::Room(shared_bytes));
+        let mut layout = first.memory.place();
+        if layout.bytes > options.shared_limit {
+            return Err(Refusal::Room(layout.bytes));
         }
+        // As much aside as is needed and has room.
+        let left = first.memory.needed().into_iter().map(|bytes| options.shared_limit.saturating_sub(bytes)).collect();
+        let mut aside = first.lives.to_put_aside(32 * options.warps, options.resident, left);
+        while !aside.is_empty() {
+            let mut again = Block::new(graph, args, options, functions, None);
+            again.parked.clone_from(&parked);
+            again.aside.wanted.extend(&aside);
+            again.kernel(grid, part)?;
+            let other = again.memory.place();
+            if other.bytes <= options.shared_limit {
+                layout = other;
+                break;
+            }
+            aside.pop();
+        }
+        let shared_bytes = layout.bytes;
         let mut block = Block::new(graph, args, options, functions, Some(layout));
         block.parked.clone_from(&parked);
+        block.aside.wanted.extend(&aside);
         block.kernel(grid, part)?;
         let entry = block.w.finish(&call::entry(symbol, args.len()));
         return Ok((

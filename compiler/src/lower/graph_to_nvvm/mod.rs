@@ -15,6 +15,7 @@
 //! Where threads read what others wrote stands a barrier ([`memory`]). Nothing is summed in an order that depends on
 //! time, so results repeat to the last bit.
 
+mod aside;
 mod block;
 mod eval;
 mod gated;

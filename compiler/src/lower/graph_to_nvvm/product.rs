@@ -102,6 +102,7 @@ impl Block<'_> {
         self.statement();
         let n_cols = extent(self.graph, &shape.cols);
         let outer = self.outer_points(&shape.outer);
+        let outer_count = outer.len();
         for outer in &outer {
             let product = Product { shape: &shape, outer, over, n_cols };
             let elements = self.elements(&shape, outer);
@@ -113,6 +114,7 @@ impl Block<'_> {
                 });
             }
             self.multiply(&product, &a, &b, &mut sums)?;
+            let mut kept = Vec::new();
             for (element, sum) in elements.iter().zip(sums) {
                 let key = self.key(result, &element.at)?;
                 let value = match around {
@@ -122,10 +124,13 @@ impl Block<'_> {
                     }
                     Around::Nothing | Around::Start(_) => sum,
                 };
-                self.values.insert(key, value);
+                kept.push((key, value));
+            }
+            let count = elements.len() * outer_count;
+            for pair in kept.chunks_exact(2) {
+                self.keep(result, [pair[0], pair[1]], count);
             }
         }
-        self.held.insert(result);
         Ok(())
     }
 
