@@ -18,7 +18,7 @@ use std::collections::{BTreeMap, BTreeSet};
 const REGISTERS: usize = 65536;
 const MOST: usize = 255;
 /// Registers that statements, addresses and numbers take beside what is kept.
-const RESERVE: usize = 96;
+const RESERVE: usize = 72;
 
 /// When a value is kept.
 #[derive(Clone, Copy, Debug, Default)]
@@ -40,6 +40,8 @@ pub struct Lives {
     /// The statement at hand.
     now: usize,
     all: BTreeMap<NodeId, Life>,
+    /// By statement: registers that it takes beside.
+    working: Vec<(usize, usize)>,
 }
 
 impl Lives {
@@ -65,6 +67,11 @@ impl Lives {
         }
     }
 
+    /// A statement takes so many registers beside what is kept and what others take.
+    pub fn works(&mut self, registers: usize) {
+        self.working.push((self.now, registers));
+    }
+
     /// What is put aside so that no more registers are taken than there are, where a multiprocessor holds so many blocks
     /// of so many threads, and by statement so many bytes of shared memory are left. The first is what takes registers
     /// longest for its uses.
@@ -75,6 +82,9 @@ impl Lives {
         let mut taken = vec![0; self.now + 1];
         for life in self.all.values() {
             taken[life.first..life.last].iter_mut().for_each(|taken| *taken += life.registers);
+        }
+        for (at, registers) in &self.working {
+            taken[*at] += registers;
         }
         let mut aside: Vec<NodeId> = Vec::new();
         // Peaks at which nothing more can be done.
@@ -139,8 +149,7 @@ impl Block<'_> {
     pub fn from_aside(&mut self, key: &Key) -> Option<Val> {
         let (region, bytes) = *self.aside.places.get(key)?;
         self.memory.touch_own(region);
-        let home =
-            Home { region, dtype: DType::F32, strides: Vec::new(), parts: (1, 0), fold: Fold::Sum, half: None };
+        let home = Home { region, dtype: DType::F32, strides: Vec::new(), parts: (1, 0), fold: Fold::Sum, half: None };
         let bytes = self.own_bytes(bytes);
         Some(self.word(&home, &bytes))
     }

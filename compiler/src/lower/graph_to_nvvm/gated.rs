@@ -11,18 +11,22 @@
 //! Each row has one factor for each h, whose logarithm is a sum over rows between it and the middle: a product with ones
 //! ([`super::halves`]).
 //!
-//! The gradient of a logarithm is the same backwards: what a factor's logarithm was summed from gets its part.
+//! Derivatives by other arguments than the weight are in [`super::gradients`].
 
 use super::Refusal;
 use super::block::{Block, Fold, Home, Point};
 use super::halves::HALVES;
 use super::index::Linear;
 use super::memory::Touch;
-use super::shape::{STRIP, Shape, extent};
+use super::shape::{STRIP, extent};
 use crate::graph::ir::{DimId, GateKind, GatedPart, NodeId, Op};
 use crate::lower::tile_to_mlir::writer::{Elem, Ty, Val};
 use crate::lower::tile_to_nvvm::text;
 use chunkwise_abi::DType;
+
+/// Registers that a form takes while it is computed, and those of all together.
+const OF_EACH: usize = 32;
+const OF_ALL: usize = 32;
 
 impl Block<'_> {
     /// Makes a derivative of the gated form ready, and those that are computed along with it.
@@ -47,7 +51,7 @@ impl Block<'_> {
     }
 
     /// Whether a value can be had without products of others.
-    fn is_plain(&self, x: NodeId) -> bool {
+    pub fn is_plain(&self, x: NodeId) -> bool {
         if self.is_at_hand(x) {
             return true;
         }
@@ -96,6 +100,7 @@ impl Block<'_> {
         }
         let spans = self.spans(gates, &shape)?;
         self.statement();
+        self.lives.works(OF_ALL + OF_EACH * forms.len());
         let nowhere = Point::default();
         let elements = self.elements(&shape, &nowhere);
         let there = self.elements(&of_columns, &nowhere);
@@ -205,127 +210,6 @@ impl Block<'_> {
             };
             self.homes.insert(*form, home);
             self.visited.insert(*form);
-        }
-        Ok(())
-    }
-
-    /// Sums over rows or columns of a weight times the others, and the gradients of the logarithms.
-    fn gated_gradients(&mut self, x: NodeId, axis: DimId) -> Result<(), Refusal> {
-        let Op::Gated { gates, row, col, weight: Some(weight), .. } = self.op(x) else {
-            return Err(self.bug(x, "lacks its weight"));
-        };
-        // Everything of this weight and decay; its operands may wait for nothing that comes of it.
-        let (mut rows, mut cols) = (None, None);
-        let mut forms = Vec::new();
-        for n in 0..self.graph.nodes.len() {
-            let other = NodeId(u32::try_from(n).expect("ids have 32 bits"));
-            let Op::Gated { part, weight: Some(w), rows: a, cols: b, gates: g, row: r, col: c, .. } = self.op(other)
-            else {
-                continue;
-            };
-            if (w, r, c) != (weight, row, col) || g.events != gates.events || (g.from, g.to) != (gates.from, gates.to) {
-                continue;
-            }
-            if other != x && !a.iter().chain(b).all(|operand| self.is_plain(*operand)) {
-                continue;
-            }
-            if a.is_some_and(|a| rows.is_some_and(|known| known != a))
-                || b.is_some_and(|b| cols.is_some_and(|known| known != b))
-            {
-                continue;
-            }
-            rows = rows.or(*a);
-            cols = cols.or(*b);
-            forms.push((other, *part));
-        }
-        for operand in [rows, cols].into_iter().flatten() {
-            self.ready(operand)?;
-        }
-        self.ready(*weight)?;
-        let Some(home) = self.homes.get(weight).cloned() else { return Err(Refusal::Park(*weight)) };
-        let model = rows.or(cols).ok_or_else(|| self.bug(x, "lacks both operands"))?;
-        let shape = self.matrix(self.dims(model))?;
-        if shape.rows.len() != 2 || shape.cols != [axis] || !shape.outer.is_empty() {
-            return Err(Refusal::unsupported("a decay inside a sum over blocks that lie otherwise"));
-        }
-        let block = shape.rows[0];
-        let by_row = Shape { rows: vec![block, *row], ..shape.clone() };
-        let by_col = Shape { rows: vec![block, *col], ..shape.clone() };
-        let spans = self.spans(gates, &by_row)?;
-        self.statement();
-        let nowhere = Point::default();
-        let (elements, there) = (self.elements(&by_row, &nowhere), self.elements(&by_col, &nowhere));
-        let n_cols = extent(self.graph, &shape.cols);
-        let (strips, eights) = (self.warps.strips(extent(self.graph, &shape.rows)), self.warps.eights(n_cols));
-        let zero = self.w.f32(0.0, 0);
-        for strip in 0..strips {
-            let weights = self.symmetric(&home, block, *row, *col, strip)?;
-            for eight in 0..eights {
-                let own: Vec<usize> = (0..4).map(|n| 4 * (strip * eights + eight) + n).collect();
-                let logs = self.logarithms(&spans, &by_row, (strip, eight), 1)?;
-                let (mut a, mut b) = (Vec::new(), Vec::new());
-                for &n in &own {
-                    let real = self.real(&by_row, &elements[n].at);
-                    let operand = |this: &mut Self, node: Option<NodeId>, at: &Point| match node {
-                        None => Ok(zero),
-                        Some(node) => this.eval(node, at).map(|value| this.or_zero(real, value)),
-                    };
-                    a.push(operand(self, rows, &elements[n].at)?);
-                    b.push(operand(self, cols, &there[n].at)?);
-                }
-                let (mut of_rows, mut of_cols) = (vec![zero; 4], vec![zero; 4]);
-                // What each half's logarithms get.
-                let mut shares: Vec<Vec<Val>> = Vec::new();
-                let mut factors = Vec::new();
-                for (level, &half) in HALVES.iter().enumerate() {
-                    if level % 2 == 0 {
-                        let own = &elements[own[0]..own[0] + own.len()];
-                        factors.extend(self.half_factors(&spans, &by_row, &logs, own, [half, HALVES[level + 1]]));
-                    }
-                    let factors = &factors[level];
-                    let decayed: Vec<Val> = (0..4)
-                        .map(|n| {
-                            let value = self.of_half(half, &elements[own[n]], a[n], b[n]);
-                            self.w.op("fmul", value, factors[n], Ty::F32)
-                        })
-                        .collect();
-                    let words = self.pairs(&decayed);
-                    let turned = [self.turned(words[0]), self.turned(words[1])];
-                    let mut sums = [zero; 4];
-                    self.mma(&weights[level], &turned, &mut sums);
-                    let mut share = Vec::new();
-                    for n in 0..4 {
-                        let (later, earlier) = (&mut of_rows[n], &mut of_cols[n]);
-                        self.add_to_half(half, &elements[own[n]], (sums[n], factors[n]), later, earlier);
-                        share.push(self.w.op("fmul", decayed[n], sums[n], Ty::F32));
-                    }
-                    shares.push(share);
-                }
-                let events = forms.iter().filter_map(|(_, part)| match part {
-                    GatedPart::Gate(event) => Some(*event),
-                    GatedPart::Weight | GatedPart::Rows | GatedPart::Cols => None,
-                });
-                let logs = self.transposed_spans(&spans, &events.collect::<Vec<_>>(), &shares);
-                for (form, part) in &forms {
-                    let mut kept = Vec::new();
-                    for (n, &at) in own.iter().enumerate() {
-                        let (value, point) = match part {
-                            GatedPart::Rows => (of_rows[n], &elements[at].at),
-                            GatedPart::Cols => (of_cols[n], &there[at].at),
-                            GatedPart::Gate(event) => (logs[event][n], &elements[at].at),
-                            GatedPart::Weight => continue,
-                        };
-                        let key = self.key(*form, point)?;
-                        kept.push((key, text::pinned(&mut self.w, value)));
-                    }
-                    for pair in kept.chunks_exact(2) {
-                        self.keep(*form, [pair[0], pair[1]], elements.len());
-                    }
-                }
-            }
-        }
-        for (form, _) in forms {
-            self.visited.insert(form);
         }
         Ok(())
     }

@@ -17,7 +17,6 @@ use super::shape::{STRIP, Shape, extent};
 use crate::graph::ir::{Binary, DimId, Gates, NodeId};
 use crate::lower::tile_to_mlir::writer::{Elem, Ty, Val};
 use crate::lower::tile_to_nvvm::text;
-use std::collections::HashMap;
 
 /// Halves of a block: rows whose bit is set are the later ones.
 pub const HALVES: [usize; 4] = [1, 2, 4, 8];
@@ -208,36 +207,19 @@ impl Block<'_> {
         ones.map(|[low, high]| self.w.op("or", low, high, Ty::I32))
     }
 
-    /// What the logarithms of some events get of what every half's factors do: by event, the elements of one eight.
-    pub fn transposed_spans(
-        &mut self,
-        spans: &Spans,
-        events: &[usize],
-        shares: &[Vec<Val>],
-    ) -> HashMap<usize, [Val; 4]> {
+    /// What the logarithms of an event get of what every half's factors do, of one eight.
+    pub fn transposed_spans(&mut self, spans: &Spans, event: usize, shares: &[[Val; 4]]) -> [Val; 4] {
         let (zero, none) = (self.w.f32(0.0, 0), self.int(0));
-        let mut all = HashMap::new();
-        if events.is_empty() {
-            return all;
-        }
-        // By half and summand.
-        let mut words: Vec<Vec<[Val; 2]>> = Vec::new();
-        for share in shares {
-            let parts = self.words_of(share, PARTS);
-            words.push(parts.iter().map(|words| [self.turned(words[0]), self.turned(words[1])]).collect());
-        }
-        for &event in events {
-            let Event { read, written, .. } = spans.events[event];
-            let mut sums = [zero; 4];
-            for (parts, &half) in words.iter().zip(&HALVES) {
-                let [upper, lower] = self.span(half, read, written, true, ONE);
-                for part in parts {
-                    self.mma(&[upper, none, none, lower], part, &mut sums);
-                }
+        let Event { read, written, .. } = spans.events[event];
+        let mut sums = [zero; 4];
+        for (share, &half) in shares.iter().zip(&HALVES) {
+            let [upper, lower] = self.span(half, read, written, true, ONE);
+            for words in self.words_of(share, PARTS) {
+                let turned = [self.turned(words[0]), self.turned(words[1])];
+                self.mma(&[upper, none, none, lower], &turned, &mut sums);
             }
-            all.insert(event, sums);
         }
-        all
+        sums
     }
 
     /// A number where an element is one of the matrix, else zero.
@@ -260,27 +242,19 @@ impl Block<'_> {
         self.w.select(is_later, later, earlier, Ty::F32)
     }
 
-    /// Adds a product of two numbers to one sum for the later rows of a half, to another for the earlier ones.
-    pub fn add_to_half(
-        &mut self,
-        half: usize,
-        element: &Element,
-        (a, b): (Val, Val),
-        later: &mut Val,
-        earlier: &mut Val,
-    ) {
+    /// A sum and the product of two numbers, if the row is one of the later ones of a half, or of the earlier ones; else
+    /// the sum.
+    pub fn add_to_half(&mut self, half: usize, element: &Element, (a, b): (Val, Val), later: bool, sum: Val) -> Val {
         if half == 8 {
-            let sum = if element.half == 1 { later } else { earlier };
-            *sum = self.w.intrinsic("fma", &[a, b, *sum], Ty::F32);
-            return;
+            let wanted = (element.half == 1) == later;
+            return if wanted { self.w.intrinsic("fma", &[a, b, sum], Ty::F32) } else { sum };
         }
         let is_later = self.is_later(half);
         let (zero, one) = (self.w.f32(0.0, 0), self.w.f32(1.0, 0));
+        let (then, otherwise) = if later { (one, zero) } else { (zero, one) };
         let product = self.w.op("fmul", a, b, Ty::F32);
-        for (sum, then, otherwise) in [(later, one, zero), (earlier, zero, one)] {
-            let weight = self.w.select(is_later, then, otherwise, Ty::F32);
-            *sum = self.w.intrinsic("fma", &[product, weight, *sum], Ty::F32);
-        }
+        let weight = self.w.select(is_later, then, otherwise, Ty::F32);
+        self.w.intrinsic("fma", &[product, weight, sum], Ty::F32)
     }
 
     /// Whether a lane's rows are the later ones of a half below eight.

@@ -19,6 +19,7 @@ mod aside;
 mod block;
 mod eval;
 mod gated;
+mod gradients;
 mod halves;
 mod index;
 mod inverse;
