@@ -2,11 +2,13 @@
 //! memory, and its results are held against the reference within the budgets of `verify`.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use chunkwise::engine::Place;
 use chunkwise::gpu::StandIn;
-use chunkwise::options::FormChoice;
+use chunkwise::options::{FormChoice, looped_axes};
 use chunkwise::precision::Precision;
 use chunkwise::verify::case::Case;
 use chunkwise::verify::measure::Check;
@@ -16,6 +18,7 @@ use chunkwise_abi::{Access, ArgSignature, KernelSignature, TensorArg};
 use chunkwise_compiler::artifact::USUAL_SCHEDULE;
 use chunkwise_compiler::schedule::Schedule;
 use chunkwise_compiler::target::nvptx::{Family, family};
+use chunkwise_dsl::program::{AxisId, Program};
 use chunkwise_ptx::{Launch, Memory, Module, NOT_A_NUMBER, Tensor, run};
 use chunkwise_runtime::batch::Batch;
 use chunkwise_runtime::cpu::strides;
@@ -23,7 +26,10 @@ use chunkwise_runtime::cuda::module::{blocks, head, written};
 use chunkwise_runtime::execute::{readable, sum_shared};
 use chunkwise_runtime::tensor::{HostTensor, Tensors};
 
-use crate::cli::{example, root};
+use clap::ValueEnum;
+
+use crate::cli::root;
+use crate::random::{Extent, conclude, number, try_many};
 
 /// Runs kernels in the interpreter.
 #[derive(Debug)]
@@ -101,7 +107,7 @@ impl Call {
         for kernel in &module.kernels {
             let Some(blocks) = blocks(kernel.grid, &batch).map_err(|error| words(&error))? else { continue };
             let bytes = blocks.iter().map(|n| *n as usize).product::<usize>() * kernel.workspace_bytes as usize;
-            let workspace = self.memory.add("the workspace", bytes, 256, None);
+            let workspace = self.memory.add_scratch("the workspace", bytes, NOT_A_NUMBER);
             let head = head(&batch, self.memory.address(workspace), 0).map_err(|error| words(&error))?;
             let parameter: Vec<u8> = written(&head, &tensors).iter().flat_map(|it| it.to_le_bytes()).collect();
             let launch = Launch {
@@ -157,62 +163,200 @@ fn batch(modules: &[&GpuModule], given: &Tensors) -> Result<Batch, String> {
     Batch::of(&together, given, None).map_err(|error| error.to_string())
 }
 
-/// Every example.
-fn examples() -> Vec<String> {
+/// Every example, by name.
+fn examples() -> Vec<Program> {
     let folder = std::fs::read_dir(root().join("examples/mechanisms")).unwrap();
-    let names = folder.filter_map(|entry| entry.unwrap().file_name().to_str()?.strip_suffix(".cw").map(str::to_owned));
-    let mut names: Vec<String> = names.collect();
-    names.sort();
-    names
+    let mut files: Vec<_> =
+        folder.map(|entry| entry.unwrap().path()).filter(|it| it.extension() == Some("cw".as_ref())).collect();
+    files.sort();
+    let program = |file| chunkwise_dsl::compile(&std::fs::read_to_string(file).unwrap()).unwrap().programs.remove(0);
+    files.iter().map(program).collect()
 }
 
-#[test]
-fn examples_try() {
-    let only = std::env::var("ONLY").unwrap_or_default();
-    let precisions = std::env::var("PRECISION").unwrap_or("bf16,f16,f32".to_owned());
-    let schedule = std::env::var("SCHEDULE").map_or(USUAL_SCHEDULE, |it| it.parse().unwrap());
-    let place = Interpreter::place("sm_90a", schedule, 2);
-    for name in examples() {
-        if !name.contains(&only) {
-            continue;
-        }
-        let source = std::fs::read_to_string(root().join(example(&name))).unwrap();
-        let program = chunkwise_dsl::compile(&source).unwrap().programs.remove(0);
-        for precision in [Precision::Bf16, Precision::F16, Precision::F32] {
-            if !precisions.contains(precision.name()) {
-                continue;
-            }
-            for form in [FormChoice::Chunkwise, FormChoice::Recurrent] {
-                for number in 0..std::env::var("CASES").map_or(2, |it| it.parse().unwrap()) {
-                    let case = match std::env::var("CASE") {
-                        Ok(case) => case.parse().unwrap(),
-                        Err(_) => Case::draw(&program, 7, number),
-                    };
-                    let begun = std::time::Instant::now();
-                    let report = verify_case_at(
-                        &program,
-                        &BTreeMap::new(),
-                        &[Check::Agrees(form.into(), precision)],
-                        &case,
-                        &place,
-                    );
-                    let worst: Vec<String> = report
-                        .rows
-                        .iter()
-                        .filter_map(|row| row.worst.as_ref())
-                        .map(|it| format!("{} {:.1e}/{:.0e}", it.tensor, it.error, it.allowed))
-                        .collect();
-                    println!(
-                        "{name} {} {} {case}: {:.2} s {worst:?}",
-                        precision.name(),
-                        form.name(),
-                        begun.elapsed().as_secs_f64()
-                    );
-                    for failed in report.failed {
-                        println!("  FAILED {:?} {:?}", failed.message, failed.finding);
-                    }
-                }
-            }
-        }
+/// How an example is tried: a form in a type, laid out somehow, on data of some size.
+struct Trial {
+    form: FormChoice,
+    precision: Precision,
+    schedule: &'static str,
+    case: &'static str,
+}
+
+const CHUNKS: FormChoice = FormChoice::Chunkwise;
+const TOKENS: FormChoice = FormChoice::Recurrent;
+
+/// What takes turns. Lengths are no multiples of chunks, sizes none of what a warp has; every lowering and every way to
+/// lay kernels out is among them. Axes have the sizes of K, V in their order.
+const TRIALS: [Trial; 12] = [
+    Trial {
+        form: CHUNKS,
+        precision: Precision::Bf16,
+        schedule: "fused",
+        case: "seed=1,batch=2,tokens=70,heads=2,groups=2,chunk=32,init=yes,regime=usual,size.K=24,size.V=16",
+    },
+    Trial {
+        form: CHUNKS,
+        precision: Precision::Bf16,
+        schedule: "fused",
+        case: "seed=2,batch=1,tokens=100,heads=1,groups=1,chunk=64,init=yes,regime=strong,size.K=16,size.V=60",
+    },
+    Trial {
+        form: CHUNKS,
+        precision: Precision::Bf16,
+        schedule: "prepare + pass, states bf16, operands bf16",
+        case: "seed=3,batch=1,tokens=37,heads=2,groups=1,chunk=16,init=no,regime=mixed,size.K=8,size.V=8",
+    },
+    Trial {
+        form: CHUNKS,
+        precision: Precision::Bf16,
+        schedule: "prepare + pass + outputs, parts 2, states bf16, operands bf16",
+        case: "seed=4,batch=1,tokens=81,heads=1,groups=1,chunk=32,init=yes,regime=usual,size.K=16,size.V=32",
+    },
+    Trial {
+        form: CHUNKS,
+        precision: Precision::F16,
+        schedule: "fused",
+        case: "seed=5,batch=1,tokens=33,heads=2,groups=2,chunk=16,init=yes,regime=usual,size.K=17,size.V=12",
+    },
+    Trial {
+        form: CHUNKS,
+        precision: Precision::F32,
+        schedule: "fused",
+        case: "seed=6,batch=1,tokens=45,heads=1,groups=1,chunk=32,init=yes,regime=saturated,size.K=20,size.V=33",
+    },
+    Trial {
+        form: CHUNKS,
+        precision: Precision::F16,
+        schedule: "prepare + pass + outputs",
+        case: "seed=7,batch=1,tokens=65,heads=1,groups=1,chunk=32,init=no,regime=zeros,size.K=8,size.V=24",
+    },
+    Trial {
+        form: CHUNKS,
+        precision: Precision::F32,
+        schedule: "pass + outputs, threads 128",
+        case: "seed=8,batch=2,tokens=17,heads=1,groups=1,chunk=16,init=yes,regime=weak,size.K=16,size.V=16",
+    },
+    Trial {
+        form: TOKENS,
+        precision: Precision::Bf16,
+        schedule: "fused",
+        case: "seed=9,batch=2,tokens=5,heads=2,groups=2,chunk=16,init=yes,regime=usual,size.K=60,size.V=24",
+    },
+    Trial {
+        form: TOKENS,
+        precision: Precision::F16,
+        schedule: "fused",
+        case: "seed=10,batch=1,tokens=1,heads=3,groups=1,chunk=16,init=yes,regime=usual,size.K=8,size.V=16",
+    },
+    Trial {
+        form: TOKENS,
+        precision: Precision::F32,
+        schedule: "fused",
+        case: "seed=11,batch=1,tokens=9,heads=1,groups=1,chunk=16,init=no,regime=bound,size.K=12,size.V=33",
+    },
+    Trial {
+        form: FormChoice::Parallel,
+        precision: Precision::Bf16,
+        schedule: "fused",
+        case: "seed=12,batch=1,tokens=15,heads=2,groups=1,chunk=16,init=yes,regime=usual,size.K=24,size.V=8",
+    },
+];
+
+impl Trial {
+    /// The case, with a size for each of the program's axes.
+    fn case(&self, program: &Program) -> Case {
+        let mut case: Case = self.case.parse().expect("a case");
+        let sizes: Vec<usize> =
+            [case.sizes["K"], case.sizes["V"]].into_iter().cycle().take(program.axes.len()).collect();
+        let looped = looped_axes(program);
+        let size = |at: usize| if looped.contains(&AxisId(at as u32)) { 2 } else { sizes[at] };
+        case.sizes = program.axes.iter().enumerate().map(|(at, axis)| (axis.name.clone(), size(at))).collect();
+        case
     }
+
+    /// What went wrong with a program, if something did.
+    fn wrong(&self, program: &Program) -> Vec<String> {
+        let place = Interpreter::place("sm_90a", self.schedule.parse().expect("a schedule"), 1);
+        let checks = [Check::Agrees(self.form.into(), self.precision)];
+        let case = self.case(program);
+        let report = verify_case_at(program, &BTreeMap::new(), &checks, &case, &place);
+        let said = report.rows.iter().any(|row| row.cases > 0) || report.void > 0;
+        let failed = report.failed.iter().map(|failed| match (&failed.finding, &failed.message) {
+            (Some(it), _) => format!("{} is off by {:.1e}, allowed {:.1e}", it.tensor, it.error, it.allowed),
+            (None, message) => message.clone().unwrap_or_default(),
+        });
+        let silent = (!said).then(|| "nothing was compared".to_owned());
+        let (form, precision) = (self.form.name(), self.precision.name());
+        let place = format!("{} {form} {precision}, {}, {case}", program.name, self.schedule);
+        failed.chain(silent).map(|what| format!("{place}: {what}")).collect()
+    }
+}
+
+/// Does something for many on all processors; what it finds wrong fails the test.
+fn none_wrong<T: Sync>(items: &[T], wrong: impl Fn(&T) -> Vec<String> + Sync) {
+    let next = AtomicUsize::new(0);
+    let found: Mutex<Vec<String>> = Mutex::default();
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
+            scope.spawn(|| {
+                while let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let wrong = wrong(item);
+                    found.lock().expect("no holder panics").extend(wrong);
+                }
+            });
+        }
+    });
+    let found = found.into_inner().expect("no holder panics");
+    assert!(found.is_empty(), "{}", found.join("\n"));
+}
+
+/// Each example in bfloat16, chunks and tokens, and in one of the other types; over all examples every trial.
+#[test]
+fn interpreted_examples_give_the_reference_s_results() {
+    let all = std::env::var_os("CHUNKWISE_ALL_TRIALS").is_some();
+    let taken = |number: usize, at: usize| {
+        let turns = [[0, 1, 2, 3].as_slice(), &[4, 5, 6, 7], &[8, 9, 10, 11]];
+        all || turns.iter().any(|turn| turn[number % turn.len()] == at)
+    };
+    let examples = examples();
+    let chosen: Vec<(&Program, &Trial)> = examples
+        .iter()
+        .enumerate()
+        .flat_map(|(number, program)| {
+            let taken = TRIALS.iter().enumerate().filter(move |(at, _)| taken(number, *at));
+            taken.map(move |(_, trial)| (program, trial))
+        })
+        .collect();
+    none_wrong(&chosen, |(program, trial)| trial.wrong(program));
+}
+
+/// Random programs as on a GPU. How many, from which seed: `CHUNKWISE_PROGRAMS`, `CHUNKWISE_SEED`.
+#[test]
+fn interpreted_random_programs() {
+    let extent = Extent {
+        first: number("CHUNKWISE_SEED", 3_000_100),
+        count: number("CHUNKWISE_PROGRAMS", 9),
+        within: Duration::MAX,
+        enough: 1000,
+        shrink_for: Duration::from_secs(number("CHUNKWISE_SHRINK_SECONDS", 10)),
+        progress: true,
+    };
+    let place = Interpreter::place("sm_90a", USUAL_SCHEDULE, 1);
+    conclude(&try_many(&extent, &|seed| crate::random::Trial {
+        wide: false,
+        ..crate::random_gpu::trial(seed, &place)
+    }));
+}
+
+/// A case of an example from the command line's words: `EXAMPLE`, `FORM`, `PRECISION`, `SCHEDULE`, `CASE`.
+#[test]
+#[ignore = "for looking into one case"]
+fn interpreted_case() {
+    let word = |name: &str, default: &str| std::env::var(name).unwrap_or(default.to_owned());
+    let program = examples().into_iter().find(|it| it.name == word("EXAMPLE", "delta_rule")).expect("an example");
+    let form = FormChoice::value_variants().iter().find(|it| it.name() == word("FORM", "chunkwise")).expect("a form");
+    let precision = Precision::ALL.into_iter().find(|it| it.name() == word("PRECISION", "bf16")).expect("a precision");
+    let place = Interpreter::place("sm_90a", word("SCHEDULE", "fused").parse().unwrap(), 2);
+    let case: Case = word("CASE", TRIALS[0].case).parse().unwrap();
+    let report = verify_case_at(&program, &BTreeMap::new(), &[Check::Agrees((*form).into(), precision)], &case, &place);
+    println!("{report:#?}");
 }

@@ -16,6 +16,16 @@ use chunkwise::verify::measure::Check;
 
 use crate::random::{Extent, Trial, conclude, number, try_many};
 
+/// What is tried of the program of a seed: the types by turns, the chunkwise form of every program, and of every second
+/// one the recurrent form too.
+pub fn trial(seed: u64, place: &Place) -> Trial {
+    let precision = [Precision::Bf16, Precision::F16, Precision::F32][seed as usize % 3];
+    let forms = [FormChoice::Chunkwise, FormChoice::Recurrent];
+    let forms = &forms[..1 + usize::from(seed / 3 % 2 == 1)];
+    let checks = forms.iter().map(|&form| Check::Agrees(form.into(), precision)).collect();
+    Trial { checks, place: place.clone(), wide: seed % 5 == 4 }
+}
+
 #[test]
 fn random_programs_on_a_gpu() {
     let gpu = match Gpu::open(0, None, None) {
@@ -30,15 +40,8 @@ fn random_programs_on_a_gpu() {
         shrink_for: Duration::from_secs(number("CHUNKWISE_SHRINK_SECONDS", 10)),
         progress: true,
     };
-    let trial = |seed: u64| {
-        let precision = [Precision::Bf16, Precision::F16, Precision::F32][seed as usize % 3];
-        // The chunkwise form of every program, and of every second one the recurrent form too.
-        let forms = [FormChoice::Chunkwise, FormChoice::Recurrent];
-        let forms = &forms[..1 + usize::from(seed / 3 % 2 == 1)];
-        let checks = forms.iter().map(|&form| Check::Agrees(form.into(), precision)).collect();
-        Trial { checks, place: Place::Gpu(gpu.clone()), wide: seed % 5 == 4 }
-    };
-    let tally = try_many(&extent, &trial);
+    let place = Place::Gpu(gpu.clone());
+    let tally = try_many(&extent, &|seed| trial(seed, &place));
     if gpu.stream.synchronize().is_err() {
         println!("the GPU was broken off: of what failed, only the first is sure to have");
     } else if tally.programs() < extent.count as usize {

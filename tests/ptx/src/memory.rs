@@ -3,7 +3,8 @@
 //! Every tensor has a range of addresses for itself, so that an access beyond it is one into nowhere, however far beyond.
 //! It begins at a multiple of what it has to be aligned to and of no more. What nobody wrote is not a number, in every
 //! type, and reading it is a fault. So is reading, or writing again, what another block of the same launch wrote, and what
-//! another thread of the same block wrote since the last barrier, and writing to what a launch may only read.
+//! another thread of the same block wrote since the last barrier, but for writing the same; and writing to what a launch
+//! may only read.
 //!
 //! Blocks of a launch may run on several processors: elements are atomic, and in no order.
 
@@ -35,6 +36,8 @@ struct Stored {
     /// Of every unit: [`NEVER`], [`BEFORE`] or which thread wrote it when in this launch.
     written: Vec<AtomicU64>,
     may_be_written: bool,
+    /// Whether it may be read before it was written.
+    is_scratch: bool,
 }
 
 /// A tensor in a [`Memory`].
@@ -79,7 +82,18 @@ impl Memory {
             units: (0..units).map(|at| AtomicU16::new(word(at))).collect(),
             written: (0..units).map(|_| AtomicU64::new(if content.is_some() { BEFORE } else { NEVER })).collect(),
             may_be_written: content.is_none(),
+            is_scratch: false,
         });
+        tensor
+    }
+
+    /// Memory of the blocks of a launch, filled with something. As with shared memory, reading what was never written is no
+    /// fault.
+    pub fn add_scratch(&mut self, name: &str, bytes: usize, unwritten: u8) -> Tensor {
+        let tensor = self.add(name, bytes, 256, None);
+        let stored = &mut self.tensors[tensor.0];
+        stored.units.iter_mut().for_each(|unit| *unit.get_mut() = u16::from_le_bytes([unwritten; 2]));
+        stored.is_scratch = true;
         tensor
     }
 
@@ -96,13 +110,6 @@ impl Memory {
     /// Lets a launch write to a tensor, or only read it.
     pub fn may_be_written(&mut self, tensor: Tensor, may: bool) {
         self.tensors[tensor.0].may_be_written = may;
-    }
-
-    /// Makes a tensor one that nobody has written.
-    pub fn forget(&mut self, tensor: Tensor) {
-        let stored = &mut self.tensors[tensor.0];
-        stored.units.iter_mut().for_each(|unit| *unit.get_mut() = 0xffff);
-        stored.written.iter_mut().for_each(|written| *written.get_mut() = NEVER);
     }
 
     /// Ends a launch: what was written in it was written before the next.
@@ -152,10 +159,10 @@ impl Memory {
         let mut value = value;
         for at in first..first + (bytes / UNIT) as usize {
             let before = stored.written[at].swap(who.word(), Ordering::Relaxed);
-            if before != NEVER && before != BEFORE {
+            let same = stored.units[at].swap(value as u16, Ordering::Relaxed) == value as u16;
+            if before != NEVER && before != BEFORE && !same {
                 stored.may_write(at, before, who)?;
             }
-            stored.units[at].store(value as u16, Ordering::Relaxed);
             value >>= 16;
         }
         Ok(())
@@ -165,6 +172,9 @@ impl Memory {
 impl Stored {
     fn may_read(&self, at: usize, written: u64, who: Who) -> Result<(), String> {
         let (name, byte) = (&self.name, at as u64 * UNIT);
+        if written == NEVER && self.is_scratch {
+            return Ok(());
+        }
         if written == NEVER {
             return Err(format!("byte {byte} of `{name}` is read and was never written"));
         }

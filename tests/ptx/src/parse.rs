@@ -418,6 +418,8 @@ impl Reader {
             ("u32" | "s32", "s16") => {
                 Operation::Halve { signed: true, to: self.narrow(to)?, from: self.operand(from)? }
             }
+            // A register of 16 bits has zeros above them.
+            ("u64" | "s64", "u16") => Operation::Widen { signed: false, to: self.wide(to)?, from: self.operand(from)? },
             _ => return Err(format!("the conversion from {from_kind} to {kind} is not known")),
         })
     }

@@ -2,7 +2,7 @@
 //!
 //! Two accesses to the same bytes, at least one of them a write, have to be in an order: of two warps, a barrier of the
 //! block stands between them; of two threads of a warp, that or one of the warp. Whatever is not is a fault, whether or not
-//! it went well this time. An asynchronous copy is a write from where it is asked for until it was waited for, when its
+//! it went well this time; but for two writes of the same, and for two of which nobody reads what they wrote. An asynchronous copy is a write from where it is asked for until it was waited for, when its
 //! bytes arrive; nobody may touch them meanwhile. So is an access beyond the end, and one that is not aligned.
 //!
 //! What was never written since the block began is what a launch says. Reading it is no fault: rows and columns beyond the
@@ -41,6 +41,8 @@ struct Mark {
     writer_lane: u8,
     /// Whether a copy is under way.
     pending: bool,
+    /// Whether others wrote something else before without an order.
+    contested: bool,
 }
 
 /// Shared memory of a block.
@@ -84,7 +86,7 @@ impl Shared {
         for unit in offset / UNIT..(offset + bytes) / UNIT {
             let mark = &mut self.marks[unit];
             let recent = mark.written == who.interval;
-            if mark.pending || (recent && mark.concerns(who, by_all)) {
+            if mark.pending || mark.contested || (recent && mark.concerns(who, by_all)) {
                 return Err(mark.why(unit, who, "read"));
             }
             if mark.read != who.interval {
@@ -101,35 +103,26 @@ impl Shared {
         Ok(u128::from_le_bytes(value))
     }
 
-    /// Marks bytes as written.
-    fn mark_written(&mut self, offset: usize, bytes: usize, who: Who, pending: bool) -> Result<(), String> {
+    /// Marks bytes as written. Of those that are as they were (`same`) nothing else is asked of who wrote them.
+    fn mark_written(&mut self, offset: usize, bytes: usize, who: Who, pending: bool, same: bool) -> Result<(), String> {
         for unit in offset / UNIT..(offset + bytes) / UNIT {
             let mark = &mut self.marks[unit];
-            if mark.pending || (mark.written == who.interval && mark.concerns(who, false)) {
+            let recent = mark.written == who.interval && mark.concerns(who, false);
+            if mark.pending {
                 return Err(mark.why(unit, who, "written"));
             }
-            if mark.read == who.interval {
-                let others = mark.readers & !(1 << who.warp);
-                let same_step = mark.reader_warp == who.warp as u8 && mark.reader_step == who.step;
-                let lanes = mark.reader_lanes & !(1 << who.lane);
-                if others != 0 {
-                    let warp = others.trailing_zeros();
-                    return Err(format!(
-                        "byte {} of shared memory is written, and warp {warp} read it since the last barrier",
-                        unit * UNIT
-                    ));
-                }
-                if same_step && lanes != 0 {
-                    let lane = lanes.trailing_zeros();
-                    return Err(format!(
-                        "byte {} of shared memory is written, and thread {lane} of the same warp read it since the last \
-                         barrier of the warp",
-                        unit * UNIT
-                    ));
-                }
+            if let Some(reader) = mark.read_by_another(who) {
+                let byte = unit * UNIT;
+                return Err(format!("byte {byte} of shared memory is written, and {reader}"));
             }
-            (mark.written, mark.writer_step, mark.pending) = (who.interval, who.step, pending);
-            (mark.writer_warp, mark.writer_lane) = (who.warp as u8, who.lane as u8);
+            if recent {
+                mark.contested |= !same;
+            } else {
+                (mark.written, mark.writer_step) = (who.interval, who.step);
+                (mark.writer_warp, mark.writer_lane) = (who.warp as u8, who.lane as u8);
+                mark.contested = false;
+            }
+            mark.pending = pending;
         }
         Ok(())
     }
@@ -138,15 +131,17 @@ impl Shared {
     #[inline]
     pub fn write(&mut self, address: u64, bytes: usize, value: u128, who: Who) -> Result<(), String> {
         let offset = self.find(address, bytes)?;
-        self.mark_written(offset, bytes, who, false)?;
-        self.bytes[offset..offset + bytes].copy_from_slice(&value.to_le_bytes()[..bytes]);
+        let value = &value.to_le_bytes()[..bytes];
+        let same = self.bytes[offset..offset + bytes] == *value;
+        self.mark_written(offset, bytes, who, false, same)?;
+        self.bytes[offset..offset + bytes].copy_from_slice(value);
         Ok(())
     }
 
     /// Begins a copy: until it arrives, nobody may touch the bytes.
     pub fn begin_copy(&mut self, address: u64, bytes: usize, who: Who) -> Result<(), String> {
         let offset = self.find(address, bytes)?;
-        self.mark_written(offset, bytes, who, true)?;
+        self.mark_written(offset, bytes, who, true, false)?;
         self.bytes[offset..offset + bytes].fill(self.unwritten);
         Ok(())
     }
@@ -170,11 +165,30 @@ impl Mark {
         !same_warp || (self.writer_step == who.step && !same_thread)
     }
 
+    /// Who else read it in this interval without an order, if somebody did.
+    fn read_by_another(&self, who: Who) -> Option<String> {
+        let others = self.readers & !(1 << who.warp);
+        let same_step = u32::from(self.reader_warp) == who.warp && self.reader_step == who.step;
+        let lanes = self.reader_lanes & !(1 << who.lane);
+        if self.read == who.interval && others != 0 {
+            return Some(format!("warp {} read it since the last barrier", others.trailing_zeros()));
+        }
+        (self.read == who.interval && same_step && lanes != 0).then(|| {
+            format!("thread {} of the same warp read it since the last barrier of the warp", lanes.trailing_zeros())
+        })
+    }
+
     fn why(&self, unit: usize, who: Who, what: &str) -> String {
         let byte = unit * UNIT;
         let Mark { writer_warp, writer_lane, .. } = self;
         if self.pending {
             return format!("byte {byte} of shared memory is {what}, and a copy to it was not waited for");
+        }
+        if self.contested {
+            return format!(
+                "byte {byte} of shared memory is {what}, and thread {writer_lane} of warp {writer_warp} and another wrote \
+                 it without a barrier between them"
+            );
         }
         if u32::from(*writer_warp) != who.warp {
             return format!(

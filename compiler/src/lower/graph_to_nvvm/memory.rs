@@ -48,6 +48,8 @@ pub struct Memory {
     pending: Vec<(Region, Touch, usize)>,
     /// The statement at hand.
     statement: usize,
+    /// When its first write was; none before that.
+    written: Option<usize>,
 }
 
 /// Every region starts at a multiple of so many bytes.
@@ -77,6 +79,7 @@ impl Memory {
     /// A new statement begins: the writes of one do not wait for each other.
     pub fn begin(&mut self) {
         self.statement += 1;
+        self.written = None;
     }
 
     /// Notes accesses that are about to be made, all of one kind; whether a barrier has to stand before them.
@@ -84,7 +87,7 @@ impl Memory {
         let statement = self.statement;
         let mut conflict = false;
         for region in regions {
-            self.live(*region);
+            self.live(*region, touch);
             conflict |= self.pending.iter().any(|(other, before, of)| {
                 let written_together = touch == Touch::Write && *before == Touch::Write && *of == statement;
                 let apart = touch == Touch::Read && *before == Touch::Read;
@@ -103,11 +106,16 @@ impl Memory {
     }
 
     /// A region is needed now.
-    fn live(&mut self, region: Region) {
+    fn live(&mut self, region: Region, touch: Touch) {
         self.clock += 1;
+        // What a statement writes is written at no particular moment of it: its regions are all needed from the first.
+        let first = match touch {
+            Touch::Read => self.clock,
+            Touch::Write => *self.written.get_or_insert(self.clock),
+        };
         let life = &mut self.seen[region.0 as usize];
         if life.last != usize::MAX {
-            life.first = life.first.min(self.clock);
+            life.first = life.first.min(first);
             life.last = self.clock;
             life.begins = life.begins.min(self.statement);
             life.ends = self.statement;
@@ -125,7 +133,7 @@ impl Memory {
 
     /// Notes that each thread reads of a region what it wrote itself: it waits for nobody, and who writes there next does.
     pub fn touch_own(&mut self, region: Region) {
-        self.live(region);
+        self.live(region, Touch::Read);
         let own = (region, Touch::Read, self.statement);
         if !self.pending.contains(&own) {
             self.pending.push(own);
@@ -215,6 +223,19 @@ mod tests {
         assert!(memory.touch(&[a, b], Touch::Write));
         memory.begin();
         assert!(memory.touch(&[a], Touch::Read));
+    }
+
+    /// One of them is never read, so that it is needed at a single moment.
+    #[test]
+    fn what_a_statement_writes_shares_no_bytes() {
+        let mut memory = Memory::new(None);
+        let regions = [100, 100, 100].map(|bytes| memory.allocate(bytes, false));
+        memory.begin();
+        memory.touch(&regions[..2], Touch::Write);
+        memory.touch(&regions[2..], Touch::Write);
+        memory.begin();
+        memory.touch(&regions[2..], Touch::Read);
+        assert_eq!(memory.place().bytes, 3 * 128);
     }
 
     #[test]

@@ -25,8 +25,8 @@ pub struct Segments {
     reader: Home,
     /// `[row]`: from the writer's clock to the end of its block.
     writer: Home,
-    /// `[block of the reader, block of the writer]`: between them.
-    between: Home,
+    /// `[block of the reader, block of the writer]`: between them, where there may be any.
+    between: Option<Home>,
     /// `[row, place of the writer in its block]`: within a block.
     within: Home,
 }
@@ -117,26 +117,10 @@ impl Block<'_> {
             let factor = self.w.select(earlier, tokens[k], neutral, Ty::F32);
             running = self.w.op(name, running, factor, Ty::F32);
         }
-        // Blocks between two, one pair a thread.
-        let pairs = (blocks * blocks).next_power_of_two();
-        let (last, width) = (self.int(blocks * blocks - 1), self.int(blocks));
-        let pair = self.w.intrinsic("smin", &[self.thread, last], Ty::I32);
-        let reader = self.w.op("udiv", pair, width, Ty::I32);
-        let writer = self.w.op("urem", pair, width, Ty::I32);
-        let mut middle = neutral;
-        for b in 1..blocks.saturating_sub(1) {
-            let mut total = neutral;
-            for k in 0..STRIP {
-                let at = Point::default().with(row, self.fixed(STRIP * b + k));
-                let token = self.events(gates, logs, &at, |_| true)?;
-                total = self.w.op(name, total, token, Ty::F32);
-            }
-            let b = self.int(b);
-            let (above, below) = (self.w.icmp("slt", writer, b, Ty::I32), self.w.icmp("slt", b, reader, Ty::I32));
-            let both = self.both(Some(above), Some(below)).expect("two conditions");
-            let total = self.w.select(both, total, neutral, Ty::F32);
-            middle = self.w.op(name, middle, total, Ty::F32);
-        }
+        let middle = match blocks {
+            ..=2 => None,
+            _ => Some(self.middle(gates, row, logs)?),
+        };
         let table = |this: &mut Self, bytes: usize| {
             let region = this.memory.allocate(bytes, false);
             Home {
@@ -156,7 +140,10 @@ impl Block<'_> {
             logs,
             reader: table(self, 4 * asked),
             writer: table(self, 4 * asked),
-            between: table(self, (4 * (asked_blocks + 1) * blocks + 4 * pairs).max(4 * asked_blocks * blocks)),
+            between: middle.is_some().then(|| {
+                let pairs = (blocks * blocks).next_power_of_two();
+                table(self, (4 * (asked_blocks + 1) * blocks + 4 * pairs).max(4 * asked_blocks * blocks))
+            }),
             within: table(self, pitch * asked),
         };
         self.statement();
@@ -164,7 +151,8 @@ impl Block<'_> {
             let address = this.shared(home.region, &bytes);
             text::store(&mut this.w, value, address, "f32", 4);
         };
-        let regions = [&homes.reader, &homes.writer, &homes.between, &homes.within].map(|home| home.region);
+        let always = [&homes.reader, &homes.writer, &homes.within];
+        let regions: Vec<_> = always.into_iter().chain(&homes.between).map(|home| home.region).collect();
         self.touch_all(&regions, Touch::Write);
         let rows = (n < threads).then(|| {
             let end = self.int(n);
@@ -183,12 +171,40 @@ impl Block<'_> {
         if rows.is_some() {
             self.close_if();
         }
-        let end = self.int(blocks * blocks);
-        let first = self.w.icmp("slt", self.thread, end, Ty::I32);
-        self.open_if(first);
-        put(self, &homes.between, Linear::value(pair, 4), middle);
-        self.close_if();
+        if let (Some(home), Some((pair, middle))) = (&homes.between, middle) {
+            let end = self.int(blocks * blocks);
+            let first = self.w.icmp("slt", self.thread, end, Ty::I32);
+            self.open_if(first);
+            put(self, home, Linear::value(pair, 4), middle);
+            self.close_if();
+        }
         Ok(homes)
+    }
+
+    /// All events of the blocks between two, one pair a thread: the pair's number, and they.
+    fn middle(&mut self, gates: &Gates, row: DimId, logs: bool) -> Result<(Val, Val), Refusal> {
+        let blocks = self.size(row) / STRIP;
+        let neutral = self.w.f32(if logs { 0.0 } else { 1.0 }, 0);
+        let name = if logs { "fadd" } else { "fmul" };
+        let (last, width) = (self.int(blocks * blocks - 1), self.int(blocks));
+        let pair = self.w.intrinsic("smin", &[self.thread, last], Ty::I32);
+        let reader = self.w.op("udiv", pair, width, Ty::I32);
+        let writer = self.w.op("urem", pair, width, Ty::I32);
+        let mut middle = neutral;
+        for b in 1..blocks.saturating_sub(1) {
+            let mut total = neutral;
+            for k in 0..STRIP {
+                let at = Point::default().with(row, self.fixed(STRIP * b + k));
+                let token = self.events(gates, logs, &at, |_| true)?;
+                total = self.w.op(name, total, token, Ty::F32);
+            }
+            let b = self.int(b);
+            let (above, below) = (self.w.icmp("slt", writer, b, Ty::I32), self.w.icmp("slt", b, reader, Ty::I32));
+            let both = self.both(Some(above), Some(below)).expect("two conditions");
+            let total = self.w.select(both, total, neutral, Ty::F32);
+            middle = self.w.op(name, middle, total, Ty::F32);
+        }
+        Ok((pair, middle))
     }
 
     /// Some of the events of a token, summed (or multiplied).
@@ -241,10 +257,10 @@ impl Block<'_> {
             let reader = table(self, &tables.reader, scaled(&t_linear, 4));
             let writer = table(self, &tables.writer, scaled(&s_linear, 4));
             value = self.w.op(name, reader, writer, Ty::F32);
-            if blocks > 2 {
+            if let Some(home) = &tables.between {
                 let mut bytes = scaled(&t_block, 4 * blocks);
                 bytes.add_scaled(&s_block, 4);
-                let between = table(self, &tables.between, bytes);
+                let between = table(self, home, bytes);
                 value = self.w.op(name, value, between, Ty::F32);
             }
         }
