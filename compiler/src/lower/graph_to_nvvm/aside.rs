@@ -74,8 +74,8 @@ impl Lives {
 
     /// What is put aside so that no more registers are taken than there are, where a multiprocessor holds so many blocks
     /// of so many threads, and by statement so many bytes of shared memory are left. The first is what takes registers
-    /// longest for its uses.
-    pub fn to_put_aside(&self, threads: usize, resident: usize, mut left: Vec<usize>) -> Vec<NodeId> {
+    /// longest for its uses. Also, how many registers are lacking still.
+    pub fn to_put_aside(&self, threads: usize, resident: usize, mut left: Vec<usize>) -> (Vec<NodeId>, usize) {
         let most = (REGISTERS / (threads * resident.max(1))).min(MOST);
         let budget = most.saturating_sub(RESERVE);
         left.resize(self.now + 1, 0);
@@ -91,7 +91,10 @@ impl Lives {
         let mut done = vec![false; self.now + 1];
         loop {
             let open = (0..=self.now).filter(|at| !done[*at] && taken[*at] > budget);
-            let Some(peak) = open.max_by_key(|at| (taken[*at], std::cmp::Reverse(*at))) else { return aside };
+            let Some(peak) = open.max_by_key(|at| (taken[*at], std::cmp::Reverse(*at))) else {
+                let beyond = taken.iter().max().map_or(0, |most| most.saturating_sub(budget));
+                return (aside, beyond);
+            };
             let bytes = |life: &Life| 4 * threads * life.registers;
             let candidates = self.all.iter().filter(|(x, life)| {
                 let there = life.movable && life.first <= peak && peak < life.last && life.last > life.first + 1;
@@ -184,11 +187,11 @@ mod tests {
         lives.step();
         (0..3).for_each(|x| lives.used(NodeId(x)));
         let room = |bytes: usize| vec![bytes; 16];
-        assert_eq!(lives.to_put_aside(256, 1, room(1 << 20)), vec![NodeId(0)]);
+        assert_eq!(lives.to_put_aside(256, 1, room(1 << 20)).0, vec![NodeId(0)]);
         // Half the registers hold one value less, if there is room for it.
-        assert_eq!(lives.to_put_aside(256, 2, room(1 << 20)), vec![NodeId(0), NodeId(1)]);
-        assert_eq!(lives.to_put_aside(256, 2, room(1 << 16)), vec![NodeId(0)]);
-        assert_eq!(lives.to_put_aside(256, 2, room(1 << 10)), vec![]);
+        assert_eq!(lives.to_put_aside(256, 2, room(1 << 20)).0, vec![NodeId(0), NodeId(1)]);
+        assert_eq!(lives.to_put_aside(256, 2, room(1 << 16)).0, vec![NodeId(0)]);
+        assert_eq!(lives.to_put_aside(256, 2, room(1 << 10)).0, vec![]);
     }
 
     #[test]
@@ -197,6 +200,6 @@ mod tests {
         life(&mut lives, 0, 300);
         lives.step();
         lives.used(NodeId(0));
-        assert_eq!(lives.to_put_aside(256, 1, vec![1 << 20; 2]), vec![]);
+        assert_eq!(lives.to_put_aside(256, 1, vec![1 << 20; 2]).0, vec![]);
     }
 }

@@ -2,8 +2,9 @@
 //!
 //! Comes in: a graph. Goes out: the text of its entry, taking a parameter as [`chunkwise_abi::gpu`] says.
 
+use super::aside::Lives;
 use super::block::Block;
-use super::memory::Touch;
+use super::memory::{Layout, Memory, Touch};
 use super::shape::extent;
 use super::stage::Staged;
 use super::{Options, Refusal};
@@ -18,6 +19,13 @@ use std::collections::{BTreeSet, HashMap};
 
 /// Times that values may turn out to be needed by other threads than those that compute them.
 const ATTEMPTS: usize = 16;
+
+/// Shared memory that the hardware keeps for itself, of each block.
+const OF_A_BLOCK: usize = 1024;
+
+/// Registers that may be lacking, by the estimate, for a second block: the assembler finds some, and a few words more to
+/// memory cost less than half of the multiprocessor standing still.
+const TOLERATED: usize = 48;
 
 /// The entry of one kernel.
 pub fn lower(
@@ -57,44 +65,73 @@ pub fn lower(
             Err(Refusal::Park(x)) => return Err(first.bug(x, "lies in memory and is not found there")),
             Err(refusal) => return Err(refusal),
         }
-        let mut layout = first.memory.place();
-        if layout.bytes > options.shared_limit {
-            return Err(Refusal::Room(layout.bytes));
+        let (memory, lives) = (first.memory, first.lives);
+        let mut write = |aside: &[NodeId], layout: Option<Layout>| {
+            let mut block = Block::new(graph, args, options, functions, layout);
+            block.parked.clone_from(&parked);
+            block.aside.wanted.extend(aside);
+            block.kernel(grid, part)?;
+            Ok((block.memory.place(), block.w.finish(&call::entry(symbol, args.len()))))
+        };
+        let Plan { aside, layout, resident } = plan(&memory, &lives, grid, options, &mut write)?;
+        let shared_bytes = layout.bytes;
+        let (_, entry) = write(&aside, Some(layout))?;
+        let threads = 32 * options.warps;
+        let launch = Launch { threads, resident, registers: None, shared_bytes, workspace_bytes: 0, grid };
+        return Ok((entry, launch));
+    }
+    Err(Refusal::unsupported("so many values that threads ask each other for"))
+}
+
+/// How a kernel is written at last.
+struct Plan {
+    /// Values that lie aside.
+    aside: Vec<NodeId>,
+    layout: Layout,
+    /// Blocks that a multiprocessor holds at once.
+    resident: usize,
+}
+
+/// Two blocks a multiprocessor where they do not wait for each other and registers and shared memory last for it, since
+/// one alone waits at every barrier; else as many as are asked for. As much lies aside as is needed and has room.
+fn plan(
+    memory: &Memory,
+    lives: &Lives,
+    grid: Grid,
+    options: &Options,
+    write: &mut dyn FnMut(&[NodeId], Option<Layout>) -> Result<(Layout, String), Refusal>,
+) -> Result<Plan, Refusal> {
+    let layout = memory.place();
+    if layout.bytes > options.shared_limit {
+        return Err(Refusal::Room(layout.bytes));
+    }
+    let asked = options.resident;
+    let more = matches!(grid, Grid::Chunk { .. }).then_some(asked + 1);
+    for resident in more.into_iter().chain([asked]) {
+        let limit = match resident > asked {
+            true => (options.shared_limit + OF_A_BLOCK) / resident - OF_A_BLOCK,
+            false => options.shared_limit,
+        };
+        if layout.bytes > limit {
+            continue;
         }
-        // As much aside as is needed and has room.
-        let left = first.memory.needed().into_iter().map(|bytes| options.shared_limit.saturating_sub(bytes)).collect();
-        let mut aside = first.lives.to_put_aside(32 * options.warps, options.resident, left);
+        let left = memory.needed().into_iter().map(|bytes| limit.saturating_sub(bytes)).collect();
+        let (mut aside, beyond) = lives.to_put_aside(32 * options.warps, resident, left);
+        if resident > asked && beyond > TOLERATED {
+            continue;
+        }
+        let mut layout = layout.clone();
         while !aside.is_empty() {
-            let mut again = Block::new(graph, args, options, functions, None);
-            again.parked.clone_from(&parked);
-            again.aside.wanted.extend(&aside);
-            again.kernel(grid, part)?;
-            let other = again.memory.place();
-            if other.bytes <= options.shared_limit {
+            let (other, _) = write(&aside, None)?;
+            if other.bytes <= limit {
                 layout = other;
                 break;
             }
             aside.pop();
         }
-        let shared_bytes = layout.bytes;
-        let mut block = Block::new(graph, args, options, functions, Some(layout));
-        block.parked.clone_from(&parked);
-        block.aside.wanted.extend(&aside);
-        block.kernel(grid, part)?;
-        let entry = block.w.finish(&call::entry(symbol, args.len()));
-        return Ok((
-            entry,
-            Launch {
-                threads: 32 * options.warps,
-                resident: options.resident,
-                registers: None,
-                shared_bytes,
-                workspace_bytes: 0,
-                grid,
-            },
-        ));
+        return Ok(Plan { aside, layout, resident });
     }
-    Err(Refusal::unsupported("so many values that threads ask each other for"))
+    Err(Refusal::Bug("no number of blocks a multiprocessor is right".to_owned()))
 }
 
 impl Block<'_> {
