@@ -89,6 +89,8 @@ pub enum Binary {
     DivideFloat,
     MinFloat,
     MaxFloat,
+    /// Of both numbers of a register; no number where either is none.
+    MaxBf16OrNan,
     /// Two numbers to bfloat16, the first above the second.
     PackBf16,
     PackF16,

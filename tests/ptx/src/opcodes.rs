@@ -104,6 +104,7 @@ pub fn binary(opcode: &str) -> Option<Binary> {
         "div.rn.ftz.f32" => Binary::DivideFloat,
         "min.ftz.f32" => Binary::MinFloat,
         "max.ftz.f32" => Binary::MaxFloat,
+        "max.NaN.bf16x2" => Binary::MaxBf16OrNan,
         "cvt.rn.bf16x2.f32" => Binary::PackBf16,
         "cvt.rn.f16x2.f32" => Binary::PackF16,
         "add.s16" | "add.s32" | "add.u32" | "add.s64" | "add.u64" => Binary::Add,

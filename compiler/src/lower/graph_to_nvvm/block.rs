@@ -3,6 +3,7 @@
 //! Comes in: a graph and the tensors of a call. Goes out: text, through [`Writer`]. The parts of the lowering are
 //! methods of [`Block`], one file each; this one has what they share.
 
+use super::aside::{Aside, Lives};
 use super::index::{Interner, Ix, Linear};
 use super::memory::{Layout, Memory, Region, Touch};
 use super::product::Pattern;
@@ -91,6 +92,8 @@ pub struct Tile {
     pub parts: (usize, usize),
     /// As [`Home::half`].
     pub half: Option<(Val, usize)>,
+    /// What is read is to be kept finite: logarithms, of which some may be of zero.
+    pub finite: bool,
 }
 
 /// The kernel being written.
@@ -132,8 +135,11 @@ pub struct Block<'g> {
     pub part: Option<(DimId, Val)>,
     /// Values in registers, for as long as the step lasts.
     pub values: HashMap<Key, Val>,
-    /// Which values those are.
+    /// Which values are there, or lie aside.
     pub held: HashSet<NodeId>,
+    /// When, and which lie aside.
+    pub lives: Lives,
+    pub aside: Aside,
     /// What was computed in this statement.
     pub recent: HashMap<Key, Val>,
     /// What was read in it: words of a region.
@@ -240,6 +246,8 @@ impl<'g> Block<'g> {
             part: None,
             values: HashMap::new(),
             held: HashSet::new(),
+            lives: Lives::default(),
+            aside: Aside::default(),
             recent: HashMap::new(),
             words: HashMap::new(),
             numbers: vec![HashMap::new()],
@@ -385,6 +393,7 @@ impl<'g> Block<'g> {
     /// for long, and what is asked for again must not depend on where barriers turn out to stand.
     pub fn statement(&mut self) {
         self.memory.begin();
+        self.lives.step();
         self.recent.clear();
         self.words.clear();
     }

@@ -15,9 +15,12 @@
 //! Where threads read what others wrote stands a barrier ([`memory`]). Nothing is summed in an order that depends on
 //! time, so results repeat to the last bit.
 
+mod aside;
 mod block;
 mod eval;
 mod gated;
+mod gradients;
+mod halves;
 mod index;
 mod inverse;
 mod kernel;

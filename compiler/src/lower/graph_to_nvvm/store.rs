@@ -312,6 +312,7 @@ impl Block<'_> {
                 let value = self.w.load(slots[n], Ty::F32, "");
                 let key = self.key(carry.input, &element.at)?;
                 self.values.insert(key, value);
+                self.lives.kept(carry.input, 1, false);
                 n += 1;
             }
         }
