@@ -187,9 +187,15 @@ fn in_registers(graphs: &[&Graph], gpu: &cost::Gpu, load: &cost::Load) -> Schedu
     let gradients = graphs.iter().any(|graph| graph.reverse);
     let usual = |stages| Schedule { states: DType::BF16, operands: DType::BF16, ..Schedule::of(stages) };
     let chunk = (inside || solves).then_some(32);
-    let many = {
-        let stages = if inside { Stages::PreparePass } else { Stages::Fused };
-        Schedule { chunk, forward: Some(Stages::Fused), parts: Some(1), ..usual(stages) }
+    // Systems are solved once, and two blocks at a time wait for each other's steps.
+    let solved_first = {
+        let prepared = Schedule { forward: Some(Stages::PreparePass), ..usual(Stages::PreparePass) };
+        Schedule { chunk, parts: Some(2), threads: Some(128), ..prepared }
+    };
+    let many = match (solves && !inside && !gradients, inside) {
+        (true, _) => solved_first,
+        (false, true) => Schedule { chunk, forward: Some(Stages::Fused), parts: Some(1), ..usual(Stages::PreparePass) },
+        (false, false) => Schedule { chunk, forward: Some(Stages::Fused), parts: Some(1), ..usual(Stages::Fused) },
     };
     if 4 * load.items >= 3 * gpu.multiprocessors {
         return many;
@@ -201,11 +207,7 @@ fn in_registers(graphs: &[&Graph], gpu: &cost::Gpu, load: &cost::Load) -> Schedu
     if worth && steps >= SHORTEST_SPAN && graphs.iter().all(|graph| can_be_in_spans(graph)) {
         let spans = Some(steps.min(*SPANS.end()));
         return match (solves, gradients) {
-            // Systems are solved once, and two blocks at a time wait for each other's steps.
-            (true, false) => {
-                let prepared = Schedule { forward: Some(Stages::PreparePass), ..usual(Stages::PreparePass) };
-                Schedule { chunk, parts: Some(2), threads: Some(128), spans, ..prepared }
-            }
+            (true, false) => Schedule { spans, ..solved_first },
             (true, true) if !inside => Schedule { chunk, parts: Some(2), spans, ..usual(Stages::PreparePass) },
             (_, _) => Schedule { spans, ..many },
         };
