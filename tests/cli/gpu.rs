@@ -157,7 +157,9 @@ fn a_gpu_gives_the_reference_s_results() {
         };
         run(&reference, &["--form", "naive"]);
         for form in ["chunkwise", "recurrent"] {
-            let on_gpu = ["--form", form, "--device", "cuda"];
+            // Keys that are so much alike ask for more digits of operands than bfloat16 has.
+            let schedule: &[&str] = if (form, dtype) == ("chunkwise", "bf16") { &["--schedule", "fused"] } else { &[] };
+            let on_gpu = [&["--form", form, "--device", "cuda"], schedule].concat();
             run(&output, &on_gpu);
             let first = read(&output);
             let error = first["out.o"].relative_error(&read(&reference)["out.o"], 0.0);

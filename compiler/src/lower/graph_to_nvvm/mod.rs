@@ -50,6 +50,8 @@ pub struct Options {
     pub ahead: bool,
     /// Operands that differ from block to block lie in shared memory whole; else each warp computes its own.
     pub whole_operands: bool,
+    /// Products with edits keep their operands' digits, in a forward pass.
+    pub exact_edits: bool,
     /// Blocks that a multiprocessor is to hold at once: each takes no more registers than that allows.
     pub resident: usize,
 }

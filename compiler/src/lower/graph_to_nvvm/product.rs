@@ -4,15 +4,16 @@
 //! the threads that [`super::shape`] says. Operands lie in shared memory as bfloat16 ([`Block::tile`]) and are read as
 //! 8 × 8 matrices, or are computed element by element by the warp that needs them. Sums are float32.
 //!
-//! Where one operand is a triangle of ones, the other is the sum of two bfloat16 numbers, so
-//! that sixteen bits of each number are kept.
+//! Where one operand is a triangle of ones, the other is the sum of two bfloat16 numbers, so that sixteen bits of each
+//! number are kept. So are operands that [`crate::graph::edits`] says have to keep their digits.
 
 use super::Refusal;
 use super::block::{Block, Point, Tile};
 use super::index::Linear;
 use super::memory::Touch;
 use super::shape::{STRIP, Shape, extent};
-use crate::graph::ir::{Binary, DimId, DimKind, InputKind, NodeId, Op, Unary};
+use crate::graph::edits::is_exact;
+use crate::graph::ir::{Binary, DimId, InputKind, NodeId, Op, Unary};
 use crate::lower::tile_to_mlir::writer::{Ty, Val};
 use crate::lower::tile_to_nvvm::text;
 use chunkwise_abi::DType;
@@ -88,8 +89,7 @@ impl Block<'_> {
         if !has(self, right, &shape.cols) {
             return Err(Refusal::unsupported("a product whose rows and columns come from one side"));
         }
-        // Errors of an inverse are multiplied by everything after it.
-        let exact = self.is_inverse(left) || self.is_inverse(right);
+        let exact = is_exact(self.graph, left, right, self.options.exact_edits);
         let exact_left = exact || self.is_ones(right);
         let exact_right = exact || self.is_ones(left);
         self.ready(left)?;
@@ -395,20 +395,6 @@ impl Block<'_> {
         match self.op(x) {
             Op::Segment { gates, .. } => gates.events.is_empty(),
             Op::Rename(y, ..) => self.is_ones(*y),
-            _ => false,
-        }
-    }
-
-    /// Whether a value is of the inverse of a triangular system, computed here or handed on in float32.
-    fn is_inverse(&self, x: NodeId) -> bool {
-        match self.op(x) {
-            Op::Inverse(_) => true,
-            Op::Rename(y, ..) | Op::Index(y, ..) => self.is_inverse(*y),
-            Op::Input { name, kind: InputKind::Saved, .. } => {
-                let by_axis = |d: &DimId| matches!(self.graph.dim(*d).kind, DimKind::Axis(_));
-                let wide = self.args.iter().any(|arg| arg.name == *name && arg.dtype == DType::F32);
-                wide && !self.dims(x).iter().any(by_axis)
-            }
             _ => false,
         }
     }
