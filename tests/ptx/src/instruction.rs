@@ -231,7 +231,6 @@ pub enum Operation {
     },
     Logic(Logic, Register, Register, Register),
     Negation(Register, Register),
-    MovePredicate(Register, Register),
     Load {
         space: Space,
         bytes: u32,

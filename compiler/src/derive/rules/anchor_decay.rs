@@ -12,7 +12,8 @@ pub const RULE: Rule = Rule {
     before: "exp(γ_r − γ_e) inside a sum, r in row block I, e in column block J < I",
     after: "exp(γ_r − γ_I) · exp(γ_I − γ_{J+1}) · exp(γ_{J+1} − γ_e), γ_I the clock at which block I opens",
     holds_when: "always: the three segments lie end to end, so for gates ≤ 0 each factor is ≤ 1; the anchor depends on \
-                 shape alone, never on data or on a later token; diagonal blocks keep the decay inside the sum",
+                 shape alone, never on data or on a later token; diagonal blocks keep the decay inside the sum; between \
+                 two blocks lies nothing, and only a mask is left of the middle segment",
     why: "a segment is the product of its parts; the first part moves onto the reader, the others onto the writer",
     source: "Yang et al. 2023, arXiv 2312.06635, §4.3; causal anchors as in public reports on safe gates for KDA",
 };

@@ -149,7 +149,7 @@ impl Block<'_> {
     }
 
     /// An element that lies aside.
-    pub fn from_aside(&mut self, key: &Key) -> Option<Val> {
+    pub fn taken_up(&mut self, key: &Key) -> Option<Val> {
         let (region, bytes) = *self.aside.places.get(key)?;
         self.memory.touch_own(region);
         let home = Home { region, dtype: DType::F32, strides: Vec::new(), parts: (1, 0), fold: Fold::Sum, half: None };

@@ -27,7 +27,7 @@ impl Block<'_> {
         if let Some(known) = self.recent.get(&key) {
             return Ok(*known);
         }
-        let value = match (self.from_aside(&key), self.homes.get(&x).cloned()) {
+        let value = match (self.taken_up(&key), self.homes.get(&x).cloned()) {
             (Some(value), _) => value,
             (None, Some(home)) => self.load(&home, at)?,
             (None, None) => self.compute(x, at)?,

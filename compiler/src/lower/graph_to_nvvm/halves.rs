@@ -12,7 +12,8 @@
 use super::Refusal;
 use super::block::{Block, Element, Home, Point, Tile};
 use super::index::Linear;
-use super::product::{LEAST, PARTS, Pattern};
+use super::operand::LEAST;
+use super::product::{PARTS, Pattern};
 use super::shape::{STRIP, Shape, extent};
 use crate::graph::ir::{Binary, DimId, Gates, NodeId};
 use crate::lower::tile_to_mlir::writer::{Elem, Ty, Val};
@@ -177,8 +178,8 @@ impl Block<'_> {
         let (zero, one) = (text::int(&mut self.w, 0), self.int(1));
         let (group, quad) = (self.group, self.quad);
         let pair = self.w.op("shl", quad, one, Ty::I32);
-        // By block of eight rows, then column of a pair.
-        let mut ones = [[zero; 2]; 2];
+        // By block of eight rows: the words of the columns of a pair.
+        let mut ones = [zero; 2];
         for odd in 0..2 {
             let odd_val = self.int(odd);
             let col = self.w.op("or", pair, odd_val, Ty::I32);
@@ -200,11 +201,12 @@ impl Block<'_> {
                 let both = self.w.op("and", near, of_either, bool);
                 [both, both]
             };
-            for (block, chosen) in chosen.into_iter().enumerate() {
-                ones[block][odd] = self.w.select(chosen, bit, zero, Ty::I32);
+            for (ones, chosen) in ones.iter_mut().zip(chosen) {
+                let one = self.w.select(chosen, bit, zero, Ty::I32);
+                *ones = self.w.op("or", *ones, one, Ty::I32);
             }
         }
-        ones.map(|[low, high]| self.w.op("or", low, high, Ty::I32))
+        ones
     }
 
     /// What the logarithms of an event get of what every half's factors do, of one eight.

@@ -86,6 +86,9 @@ pub fn lower(
     Err(Refusal::unsupported("so many values that threads ask each other for"))
 }
 
+/// Writes a kernel with values aside and its regions in their places; where they would lie, and its text.
+type Write<'w> = dyn FnMut(&[NodeId], Option<Layout>) -> Result<(Layout, String), Refusal> + 'w;
+
 /// How a kernel is written at last.
 struct Plan {
     /// Values that lie aside.
@@ -97,13 +100,7 @@ struct Plan {
 
 /// Two blocks a multiprocessor where they do not wait for each other and registers and shared memory last for it, since
 /// one alone waits at every barrier; else as many as are asked for. As much lies aside as is needed and has room.
-fn plan(
-    memory: &Memory,
-    lives: &Lives,
-    grid: Grid,
-    options: &Options,
-    write: &mut dyn FnMut(&[NodeId], Option<Layout>) -> Result<(Layout, String), Refusal>,
-) -> Result<Plan, Refusal> {
+fn plan(memory: &Memory, lives: &Lives, grid: Grid, options: &Options, write: &mut Write) -> Result<Plan, Refusal> {
     let layout = memory.place();
     if layout.bytes > options.shared_limit {
         return Err(Refusal::Room(layout.bytes));

@@ -25,6 +25,7 @@ mod index;
 mod inverse;
 mod kernel;
 mod memory;
+mod operand;
 mod product;
 mod ready;
 mod segments;
