@@ -202,6 +202,11 @@ impl Tally {
         self.programs
     }
 
+    /// What went wrong, in words.
+    pub fn failures(&self) -> &[String] {
+        &self.failures
+    }
+
     fn words(&self) -> String {
         let [values, gradients] = self.worst;
         format!(

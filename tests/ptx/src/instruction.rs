@@ -180,6 +180,13 @@ pub enum Operation {
     WideUnary(Unary, Register, Operand),
     WideBinary(Binary, Register, Operand, Operand),
     WideMultiplyAdd(Register, [Operand; 3]),
+    /// So many bits from one on.
+    WideExtract {
+        to: Register,
+        from: Operand,
+        first: Operand,
+        length: Operand,
+    },
     WideMove(Register, Operand),
     WidePack(Register, [Operand; 2]),
     WideUnpack([Register; 2], Operand),

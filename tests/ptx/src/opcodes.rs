@@ -53,7 +53,7 @@ pub fn comparison(relation: &str, kind: &str) -> Read<(Relation, Compared)> {
     let compared = match kind {
         "f32" => Compared::Float,
         "f16" => Compared::Half,
-        "b32" | "u32" => Compared::Unsigned,
+        "b16" | "u16" | "b32" | "u32" => Compared::Unsigned,
         "s32" => Compared::Signed,
         "b64" | "u64" => Compared::WideUnsigned,
         _ => Compared::WideSigned,

@@ -214,6 +214,11 @@ impl Reader {
                 let operands = [self.operand(x[1])?, self.operand(x[2])?, self.operand(x[3])?];
                 Ok(Operation::Ternary(what, self.narrow(x[0])?, operands))
             }
+            ["bfe", "u64"] => {
+                counted(4)?;
+                let (first, length) = (self.operand(x[2])?, self.operand(x[3])?);
+                Ok(Operation::WideExtract { to: self.wide(x[0])?, from: self.wide_operand(x[1])?, first, length })
+            }
             ["mad", "lo", "s64" | "u64"] => {
                 counted(4)?;
                 let operands = [self.wide_operand(x[1])?, self.wide_operand(x[2])?, self.wide_operand(x[3])?];
@@ -281,7 +286,7 @@ impl Reader {
                 })
             }
             ["setp", relation, "ftz", "f32" | "f16"]
-            | ["setp", relation, "b32" | "u32" | "s32" | "b64" | "u64" | "s64"] => {
+            | ["setp", relation, "b16" | "u16" | "b32" | "u32" | "s32" | "b64" | "u64" | "s64"] => {
                 counted(3)?;
                 let (relation, compared) = comparison(relation, words[words.len() - 1])?;
                 let to = self.predicate(x[0])?;

@@ -310,6 +310,14 @@ impl Warp {
                 let value = std::array::from_fn(|at| a[at].wrapping_mul(b[at]).wrapping_add(c[at]));
                 self.write_wide(*to, active, &value);
             }
+            O::WideExtract { to, from, first, length } => {
+                let (from, first, length) = (self.read_wide(*from), self.read(*first), self.read(*length));
+                let value = std::array::from_fn(|at| {
+                    let mask = 1u64.checked_shl(length[at] & 0xff).map_or(u64::MAX, |bit| bit - 1);
+                    from[at].checked_shr(first[at] & 0xff).unwrap_or(0) & mask
+                });
+                self.write_wide(*to, active, &value);
+            }
             O::WideMove(to, from) => {
                 let value = self.read_wide(*from);
                 self.write_wide(*to, active, &value);
