@@ -354,10 +354,10 @@ fn register_options(stage: &Stage, schedule: &Schedule, family: &Family) -> grap
     };
     // A narrow part of an axis is little work for many warps.
     let narrow = parts.is_some_and(|(axis, parts)| graph.dim(axis).size / parts <= 32);
-    // What is prepared waits for itself more than it computes: small blocks, several beside each other.
-    let prepares = stage.name == "prepare";
-    let threads = schedule.threads.unwrap_or(if narrow || prepares { 128 } else { 256 });
-    let inside = graph.nodes.iter().any(|node| matches!(node.op, Op::Gated { .. }));
+    // An inverse waits for itself more than it computes: small blocks, several beside each other.
+    let inverse = graph.nodes.iter().any(|node| matches!(node.op, Op::Inverse(_)));
+    let waits = stage.name == "prepare" && inverse;
+    let threads = schedule.threads.unwrap_or(if narrow || waits { 128 } else { 256 });
     graph_to_nvvm::Options {
         warps: threads / 32,
         shared_limit: family.shared_limit,
@@ -365,8 +365,8 @@ fn register_options(stage: &Stage, schedule: &Schedule, family: &Family) -> grap
         ahead: true,
         whole_operands: true,
         exact_edits: schedule.operands == DType::F32,
-        resident: match (prepares, threads) {
-            (true, ..=128) if graph.rows() <= 32 && !inside => 3,
+        resident: match (waits, threads) {
+            (true, ..=128) if graph.rows() <= 32 => 3,
             (true, ..=128) => 2,
             (false, ..=128) | (true, _) => 1,
             (false, _) => 1 + usize::from(parts.is_some()),
