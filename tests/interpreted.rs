@@ -6,20 +6,23 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use chunkwise::engine::Place;
+use chunkwise::engine::{Amount, Engine, Place, Plan};
 use chunkwise::gpu::StandIn;
 use chunkwise::options::{FormChoice, looped_axes};
 use chunkwise::precision::Precision;
+use chunkwise::verify::budget::{self, floor};
 use chunkwise::verify::case::Case;
 use chunkwise::verify::measure::Check;
 use chunkwise::verify::verify_case_at;
 use chunkwise_abi::gpu::{GpuModule, GpuRecurrence};
 use chunkwise_abi::{Access, ArgSignature, KernelSignature, TensorArg};
-use chunkwise_compiler::artifact::USUAL_SCHEDULE;
+use chunkwise_compiler::artifact::{Parts, USUAL_SCHEDULE};
 use chunkwise_compiler::schedule::Schedule;
 use chunkwise_compiler::target::nvptx::{Family, family};
+use chunkwise_compiler::tensor::Bundle;
+use chunkwise_dsl::instance::Instance;
 use chunkwise_dsl::program::{AxisId, Program};
-use chunkwise_ptx::{Launch, Memory, Module, NOT_A_NUMBER, Tensor, run};
+use chunkwise_ptx::{Launch, Memory, Module, NOT_A_NUMBER, run};
 use chunkwise_runtime::batch::Batch;
 use chunkwise_runtime::cpu::strides;
 use chunkwise_runtime::cuda::module::{blocks, head, written};
@@ -84,7 +87,7 @@ impl StandIn for Interpreter {
 /// A call of one or two directions: what is in memory, by the names of the calling contract.
 struct Call {
     memory: Memory,
-    tensors: BTreeMap<String, (Tensor, Vec<usize>)>,
+    tensors: BTreeMap<String, (chunkwise_ptx::Place, Vec<usize>)>,
     batch: Batch,
     processors: usize,
 }
@@ -347,16 +350,55 @@ fn interpreted_random_programs() {
     }));
 }
 
-/// A case of an example from the command line's words: `EXAMPLE`, `FORM`, `PRECISION`, `SCHEDULE`, `CASE`.
+/// Keys that are nearly the same from token to token: each edit takes away most of what the last ones wrote, so that edits
+/// are much larger than what they come to together.
+#[test]
+fn interpreted_edits_with_correlated_keys() {
+    let program = examples().into_iter().find(|it| it.name == "delta_rule").expect("it is an example");
+    let sizes = [("K".to_owned(), 48), ("V".to_owned(), 64)].into();
+    let instance = Instance::new(&program, &sizes, &BTreeMap::new()).expect("it has these axes");
+    let mut bundle: Bundle = crate::cli::delta_rule(1, 70, 2, 48, 64);
+    bundle.values_mut().flat_map(|it| &mut it.data).for_each(|it| *it = Precision::Bf16.round(*it));
+    let expected = chunkwise_compiler::reference::run(&instance, &bundle).expect("it runs");
+    let layouts = [
+        ("fused", 32),
+        ("fused", 64),
+        ("prepare + pass, states bf16, operands bf16", 32),
+        ("prepare + pass + outputs, parts 2, states bf16, operands bf16", 64),
+    ];
+    none_wrong(&layouts, |(schedule, chunk)| {
+        let place = Interpreter::place("sm_90a", schedule.parse().expect("a schedule"), 1);
+        let (chunk, precision) = (Some(*chunk), Precision::Bf16);
+        let plan = Plan { form: CHUNKS, chunk, precision, inside: Default::default(), threads: None, cache: false };
+        let amount = Amount { batch: 1, length: 70, heads: 2 };
+        let engine = Engine::prepare_at(&place, &instance, &plan, Parts::Forward, 70, amount);
+        let found = engine.and_then(|mut engine| engine.run(&bundle, false)).expect("it runs");
+        let errors = expected.iter().map(|(name, it)| (name, found[name].relative_error(it, floor(it))));
+        let wrong = errors.filter(|(name, error)| *error > budget::allowed(&program, name, precision));
+        wrong.map(|(name, error)| format!("{schedule}, chunk {chunk:?}: {name} is off by {error:.1e}")).collect()
+    });
+}
+
+/// A case of an example from the command line's words: `EXAMPLE` or `FILE`, `FORM`, `PRECISION`, `SCHEDULE`, `CASE`.
 #[test]
 #[ignore = "for looking into one case"]
 fn interpreted_case() {
     let word = |name: &str, default: &str| std::env::var(name).unwrap_or(default.to_owned());
-    let program = examples().into_iter().find(|it| it.name == word("EXAMPLE", "delta_rule")).expect("an example");
+    let source = match std::env::var("FILE") {
+        Ok(file) => std::fs::read_to_string(file).expect("a file"),
+        Err(_) => {
+            let name = word("EXAMPLE", "delta_rule");
+            std::fs::read_to_string(root().join(crate::cli::example(&name))).expect("an example")
+        }
+    };
+    let program = chunkwise_dsl::compile(&source).expect("a program").programs.remove(0);
     let form = FormChoice::value_variants().iter().find(|it| it.name() == word("FORM", "chunkwise")).expect("a form");
     let precision = Precision::ALL.into_iter().find(|it| it.name() == word("PRECISION", "bf16")).expect("a precision");
     let place = Interpreter::place("sm_90a", word("SCHEDULE", "fused").parse().unwrap(), 2);
     let case: Case = word("CASE", TRIALS[0].case).parse().unwrap();
     let report = verify_case_at(&program, &BTreeMap::new(), &[Check::Agrees((*form).into(), precision)], &case, &place);
-    println!("{report:#?}");
+    for worst in report.rows.iter().filter_map(|row| row.worst.as_ref()) {
+        println!("{} is off by {:.2e}, allowed {:.2e}", worst.tensor, worst.error, worst.allowed);
+    }
+    println!("{:?}", report.failed);
 }

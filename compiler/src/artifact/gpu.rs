@@ -12,6 +12,7 @@ use crate::graph::ir::{DimId, Graph};
 use crate::graph::separable::separable_along;
 use crate::graph::split::{Handed, Stage, split, temporaries};
 use crate::lower::graph_to_nvvm::{self, Refusal};
+use crate::lower::graph_to_tile::Options;
 use crate::lower::graph_to_tile::lower;
 use crate::lower::scan_to_nvvm;
 use crate::lower::tile_to_nvvm::{self, Entry, Products};
@@ -134,7 +135,7 @@ fn lowered_at(
     where_registers: Registers,
 ) -> Result<Option<(Signature, Vec<LoweredDirection>)>, CompileError> {
     let derived = derive(instance, request)?;
-    let options = options_for_gpu(dtype);
+    let options = options_of(request.form, dtype);
     let graphs = graphs_after(&derived, parts, pipeline::FOR_GPU)?;
     let whole = tiles_as(graphs.clone(), &options)?;
     let signature = signature(&instance.program.name, &derived, &whole, &vec![0; whole.len()]);
@@ -177,14 +178,15 @@ fn lowered_at(
             // What has no room in few kernels may have in more.
             for stages in [stages, Stages::PreparePassOutputs] {
                 if in_registers.is_none() {
-                    in_registers = kernels(graph, whole, &Schedule { stages, ..*schedule }, family, dtype, true)?;
+                    in_registers =
+                        kernels(graph, whole, &Schedule { stages, ..*schedule }, family, (request.form, dtype), true)?;
                 }
             }
         }
         let made = match in_registers {
             Some(made) => Some(made),
             None if where_registers == Registers::Everywhere => return Ok(None),
-            None => kernels(graph, whole, schedule, family, dtype, false)?,
+            None => kernels(graph, whole, schedule, family, (request.form, dtype), false)?,
         };
         directions.push(lowered(made.expect("tile programs are never refused")));
     }
@@ -201,7 +203,7 @@ fn kernels(
     whole: &Tile,
     schedule: &Schedule,
     family: &Family,
-    dtype: DType,
+    kind: (Form, DType),
     registers: bool,
 ) -> Result<Option<Kernels>, CompileError> {
     let stages = split(graph, schedule)?;
@@ -214,7 +216,7 @@ fn kernels(
             };
             entries
         }
-        false => entries_of_tiles(&stages, &handed, whole, schedule, family, dtype)?,
+        false => entries_of_tiles(&stages, &handed, whole, schedule, family, kind)?,
     };
     Ok(Some((entries, handed.iter().map(|handed| handed.argument(Access::Write)).collect())))
 }
@@ -262,10 +264,13 @@ fn entries_of_tiles(
     whole: &Tile,
     schedule: &Schedule,
     family: &Family,
-    dtype: DType,
+    (form, dtype): (Form, DType),
 ) -> Result<Vec<Entry>, CompileError> {
-    let options = options_for_gpu(dtype);
-    let layout = layout(dtype, schedule.threads, family);
+    let options = options_of(form, dtype);
+    let mut layout = layout(dtype, schedule.threads, family);
+    if form == Form::Recurrent && layout.products == Products::Bf16 {
+        layout.products = Products::Tf32;
+    }
     let mut kernels = Vec::new();
     for stage in stages {
         let mut kernel = lower(&stage.graph, &options)?;
@@ -396,6 +401,17 @@ const CHUNKS_IN_REGISTERS: [usize; 2] = [64, 32];
 
 /// The schedule when nobody asks and nothing is known of the load.
 pub const USUAL_SCHEDULE: Schedule = Schedule::of(Stages::Fused);
+
+/// How graphs of a form become tile programs. A token at a time, a state is rounded for every read of it, and nothing is
+/// gained by that: products are small, and memory is what takes time. So there states keep the digits of tf32 where they
+/// are multiplied, and all of them where they are kept for the backward.
+fn options_of(form: Form, dtype: DType) -> Options {
+    let options = options_for_gpu(dtype);
+    match form {
+        Form::Recurrent => Options { dtype_saved: DType::F32, ..options },
+        Form::Chunkwise | Form::Parallel => options,
+    }
+}
 
 /// How kernels for tensors of a type are laid out on a family of GPUs.
 pub fn layout(dtype: DType, threads: Option<usize>, family: &Family) -> tile_to_nvvm::Options {

@@ -1,6 +1,7 @@
 //! IR 1: what is computed.
 
 pub mod build;
+pub mod edits;
 pub mod interp;
 pub mod ir;
 mod parse;

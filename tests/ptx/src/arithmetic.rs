@@ -57,6 +57,9 @@ pub fn unary(what: Unary, a: &Narrow) -> Narrow {
         Unary::ToBf16 => each(a, to_bf16),
         Unary::ToF16 => each(a, to_f16),
         Unary::FromF16 => each(a, from_f16),
+        Unary::NegateHalf => each(a, |a| a & 0xffff ^ 0x8000),
+        Unary::AbsoluteHalf => each(a, |a| a & 0x7fff),
+        Unary::FromSigned => each(a, |a| bits(a.cast_signed() as f32)),
     }
 }
 
@@ -99,6 +102,7 @@ pub fn binary(what: Binary, a: &Narrow, b: &Narrow) -> Narrow {
             });
             each[0] >> 16 | each[1]
         }),
+        B::CopySign => zip(a, b, |a, b| a & 0x8000_0000 | b & 0x7fff_ffff),
         B::PackBf16 => zip(a, b, |a, b| to_bf16(a) << 16 | to_bf16(b)),
         B::PackF16 => zip(a, b, |a, b| to_f16(a) << 16 | to_f16(b)),
     }

@@ -57,6 +57,10 @@ pub enum Unary {
     ToBf16,
     ToF16,
     FromF16,
+    /// Of either type of 16 bits.
+    NegateHalf,
+    AbsoluteHalf,
+    FromSigned,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -94,6 +98,8 @@ pub enum Binary {
     /// Two numbers to bfloat16, the first above the second.
     PackBf16,
     PackF16,
+    /// The sign of the first and the value of the second.
+    CopySign,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -177,6 +183,11 @@ pub enum Operation {
     WideMove(Register, Operand),
     WidePack(Register, [Operand; 2]),
     WideUnpack([Register; 2], Operand),
+    /// Of float64, as are the three after it.
+    DoubleMultiplyAdd(Register, [Operand; 3]),
+    DoubleAdd(Register, Operand, Operand),
+    ToDouble(Register, Operand),
+    FromDouble(Register, Operand),
     /// 32 bits by 32 bits to 64, and added to what is given.
     MultiplyWide {
         signed: bool,
@@ -220,6 +231,7 @@ pub enum Operation {
     },
     Logic(Logic, Register, Register, Register),
     Negation(Register, Register),
+    MovePredicate(Register, Register),
     Load {
         space: Space,
         bytes: u32,

@@ -23,5 +23,5 @@ mod tests;
 mod warp;
 
 pub use block::{Fault, Launch, NOT_A_NUMBER, run};
-pub use memory::{Memory, Tensor};
+pub use memory::{Memory, Place};
 pub use parse::{Kernel, Module};

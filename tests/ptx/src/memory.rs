@@ -42,23 +42,41 @@ struct Stored {
 
 /// A tensor in a [`Memory`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Tensor(usize);
+pub struct Place(usize);
 
-/// Who accesses: the block counted from 0, barriers it has passed, the thread.
+/// Who accesses: the block counted from 0, barriers it and the warp have passed, the thread.
 #[derive(Clone, Copy, Debug)]
 pub struct Who {
     pub block: u32,
     pub interval: u32,
+    pub step: u32,
     pub thread: u32,
 }
 
 impl Who {
+    /// All of it in a word, neither [`NEVER`] nor [`BEFORE`]. What does not fit is left out, which in a very long kernel may
+    /// take one barrier for another.
     fn word(self) -> u64 {
-        // No launch has so many blocks, and no kernel so many barriers, that these bits do not suffice; more would only
-        // hide a fault.
-        (u64::from(self.block & 0xff_ffff) + 1) << 39
-            | u64::from(self.interval & 0xfff_ffff) << 11
-            | u64::from(self.thread)
+        let Who { block, interval, step, thread } = self;
+        let (block, interval) = (u64::from(block & 0xf_ffff) + 1, u64::from(interval & 0xffff));
+        block << 43 | interval << 27 | u64::from(step & 0xffff) << 11 | u64::from(thread)
+    }
+
+    /// Why an access of this one is in no order with that of another, if it is not.
+    fn conflict(self, other: u64) -> Option<String> {
+        let own = self.word();
+        if own >> 43 != other >> 43 {
+            return Some(format!("block {} of the same launch wrote it", (other >> 43) - 1));
+        }
+        let thread = other & 0x7ff;
+        let same_warp = thread / 32 == u64::from(self.thread) / 32;
+        match own >> 27 == other >> 27 && thread != u64::from(self.thread) {
+            true if !same_warp => Some(format!("thread {thread} wrote it since the last barrier")),
+            true if own >> 11 == other >> 11 => {
+                Some(format!("thread {thread} of the same warp wrote it since the last barrier of the warp"))
+            }
+            true | false => None,
+        }
     }
 }
 
@@ -69,8 +87,8 @@ impl Memory {
     }
 
     /// A tensor of some bytes, aligned to a power of two of at least two. Without content nobody has written it yet.
-    pub fn add(&mut self, name: &str, bytes: usize, alignment: usize, content: Option<&[u8]>) -> Tensor {
-        let tensor = Tensor(self.tensors.len());
+    pub fn add(&mut self, name: &str, bytes: usize, alignment: usize, content: Option<&[u8]>) -> Place {
+        let tensor = Place(self.tensors.len());
         let units = bytes.div_ceil(UNIT as usize);
         let word = |at: usize| match content {
             Some(content) => u16::from_le_bytes([content[2 * at], content.get(2 * at + 1).copied().unwrap_or(0)]),
@@ -89,7 +107,7 @@ impl Memory {
 
     /// Memory of the blocks of a launch, filled with something. As with shared memory, reading what was never written is no
     /// fault.
-    pub fn add_scratch(&mut self, name: &str, bytes: usize, unwritten: u8) -> Tensor {
+    pub fn add_scratch(&mut self, name: &str, bytes: usize, unwritten: u8) -> Place {
         let tensor = self.add(name, bytes, 256, None);
         let stored = &mut self.tensors[tensor.0];
         stored.units.iter_mut().for_each(|unit| *unit.get_mut() = u16::from_le_bytes([unwritten; 2]));
@@ -98,17 +116,17 @@ impl Memory {
     }
 
     /// Where a tensor begins.
-    pub fn address(&self, tensor: Tensor) -> u64 {
+    pub fn address(&self, tensor: Place) -> u64 {
         self.tensors[tensor.0].begin
     }
 
     /// The bytes of a tensor.
-    pub fn bytes(&self, tensor: Tensor) -> Vec<u8> {
+    pub fn bytes(&self, tensor: Place) -> Vec<u8> {
         self.tensors[tensor.0].units.iter().flat_map(|unit| unit.load(Ordering::Relaxed).to_le_bytes()).collect()
     }
 
     /// Lets a launch write to a tensor, or only read it.
-    pub fn may_be_written(&mut self, tensor: Tensor, may: bool) {
+    pub fn may_be_written(&mut self, tensor: Place, may: bool) {
         self.tensors[tensor.0].may_be_written = may;
     }
 
@@ -187,16 +205,9 @@ impl Stored {
 
     /// Whether an access comes after what was written in this launch.
     fn in_order(&self, at: usize, written: u64, who: Who, what: &str) -> Result<(), String> {
-        let own = who.word();
-        let (name, byte) = (&self.name, at as u64 * UNIT);
-        if written >> 39 != own >> 39 {
-            let block = (written >> 39) - 1;
-            return Err(format!("byte {byte} of `{name}` {what}, and block {block} of the same launch wrote it"));
+        match who.conflict(written) {
+            None => Ok(()),
+            Some(conflict) => Err(format!("byte {} of `{}` {what}, and {conflict}", at as u64 * UNIT, self.name)),
         }
-        if written >> 11 == own >> 11 && written != own {
-            let thread = written & 0x7ff;
-            return Err(format!("byte {byte} of `{name}` {what}, and thread {thread} wrote it since the last barrier"));
-        }
-        Ok(())
     }
 }

@@ -91,6 +91,9 @@ pub fn unary(opcode: &str) -> Option<Unary> {
         "cvt.rna.tf32.f32" => Unary::ToTf32,
         "cvt.rn.bf16.f32" => Unary::ToBf16,
         "cvt.rn.f16.f32" => Unary::ToF16,
+        "neg.bf16" | "neg.f16" | "neg.ftz.f16" => Unary::NegateHalf,
+        "abs.bf16" | "abs.f16" | "abs.ftz.f16" => Unary::AbsoluteHalf,
+        "cvt.rn.f32.s32" => Unary::FromSigned,
         "cvt.f32.f16" | "cvt.ftz.f32.f16" => Unary::FromF16,
         _ => return None,
     })
@@ -105,6 +108,7 @@ pub fn binary(opcode: &str) -> Option<Binary> {
         "min.ftz.f32" => Binary::MinFloat,
         "max.ftz.f32" => Binary::MaxFloat,
         "max.NaN.bf16x2" => Binary::MaxBf16OrNan,
+        "copysign.f32" => Binary::CopySign,
         "cvt.rn.bf16x2.f32" => Binary::PackBf16,
         "cvt.rn.f16x2.f32" => Binary::PackF16,
         "add.s16" | "add.s32" | "add.u32" | "add.s64" | "add.u64" => Binary::Add,

@@ -219,6 +219,23 @@ impl Reader {
                 let operands = [self.wide_operand(x[1])?, self.wide_operand(x[2])?, self.wide_operand(x[3])?];
                 Ok(Operation::WideMultiplyAdd(self.wide(x[0])?, operands))
             }
+            ["fma", "rn", "f64"] => {
+                counted(4)?;
+                let operands = [self.wide_operand(x[1])?, self.wide_operand(x[2])?, self.wide_operand(x[3])?];
+                Ok(Operation::DoubleMultiplyAdd(self.wide(x[0])?, operands))
+            }
+            ["add", "rn", "f64"] => {
+                counted(3)?;
+                Ok(Operation::DoubleAdd(self.wide(x[0])?, self.wide_operand(x[1])?, self.wide_operand(x[2])?))
+            }
+            ["cvt", "ftz", "f64", "f32"] => {
+                counted(2)?;
+                Ok(Operation::ToDouble(self.wide(x[0])?, self.operand(x[1])?))
+            }
+            ["cvt", "rn", "ftz", "f32", "f64"] => {
+                counted(2)?;
+                Ok(Operation::FromDouble(self.narrow(x[0])?, self.wide_operand(x[1])?))
+            }
             ["mul", "wide", kind @ ("s32" | "u32")] => {
                 counted(3)?;
                 let (to, a, b) = (self.wide(x[0])?, self.operand(x[1])?, self.operand(x[2])?);
@@ -282,6 +299,10 @@ impl Reader {
                     _ => Logic::Xor,
                 };
                 Ok(Operation::Logic(what, self.predicate(x[0])?, self.predicate(x[1])?, self.predicate(x[2])?))
+            }
+            ["mov", "pred"] => {
+                counted(2)?;
+                Ok(Operation::MovePredicate(self.predicate(x[0])?, self.predicate(x[1])?))
             }
             ["not", "pred"] => {
                 counted(2)?;
@@ -514,7 +535,7 @@ fn number(text: &str) -> Read<u64> {
     if let Some(digits) = text.strip_prefix("0f") {
         return u32::from_str_radix(digits, 16).map(u64::from).map_err(wrong);
     }
-    if let Some(digits) = text.strip_prefix("0x") {
+    if let Some(digits) = text.strip_prefix("0d").or(text.strip_prefix("0x")) {
         return u64::from_str_radix(digits, 16).map_err(wrong);
     }
     if text.starts_with('-') {

@@ -112,7 +112,7 @@ fn what_an_input_or_another_block_holds_is_not_written() {
     let two = fault("st.global.b32 [%rd4], %r2;", 32, 2);
     assert!(two.contains("block 0 of the same launch wrote it"), "{two}");
     let one = fault("st.global.b32 [%rd2], %r1;", 32, 1);
-    assert!(one.contains("thread 0 wrote it since the last barrier"), "{one}");
+    assert!(one.contains("thread 0 of the same warp wrote it since"), "{one}");
     assert!(results("st.global.b32 [%rd2], 7;\n st.global.b32 [%rd2], 7;", 32, 2).is_ok());
 }
 

@@ -10,7 +10,7 @@ use crate::instruction::{
 };
 use crate::matrix::{Narrow, hand_out, multiply, transpose};
 use crate::memory::{self, Memory};
-use crate::numbers::{float, half};
+use crate::numbers::{bits, float, half};
 use crate::parse::{Kernel, PARAMETER_AT};
 use crate::shared::{self, Shared};
 
@@ -245,7 +245,8 @@ impl Warp {
     }
 
     fn who_globally(&self, world: &World, lane: usize) -> memory::Who {
-        memory::Who { block: world.block_number, interval: world.interval, thread: self.number * 32 + lane as u32 }
+        let thread = self.number * 32 + lane as u32;
+        memory::Who { block: world.block_number, interval: world.interval, step: self.step, thread }
     }
 
     /// Carries an instruction out for some threads; what is wrong is told with the thread.
@@ -322,6 +323,24 @@ impl Warp {
                 let value = self.read_wide(*from);
                 self.write(*low, active, &value.map(|value| value as u32));
                 self.write(*high, active, &value.map(|value| (value >> 32) as u32));
+            }
+            O::DoubleMultiplyAdd(to, [a, b, c]) => {
+                let [a, b, c] = [*a, *b, *c].map(|operand| self.read_wide(operand).map(f64::from_bits));
+                let value = std::array::from_fn(|at| a[at].mul_add(b[at], c[at]).to_bits());
+                self.write_wide(*to, active, &value);
+            }
+            O::DoubleAdd(to, a, b) => {
+                let [a, b] = [*a, *b].map(|operand| self.read_wide(operand).map(f64::from_bits));
+                let value = std::array::from_fn(|at| (a[at] + b[at]).to_bits());
+                self.write_wide(*to, active, &value);
+            }
+            O::ToDouble(to, from) => {
+                let value = self.read(*from).map(|from| f64::from(float(from)).to_bits());
+                self.write_wide(*to, active, &value);
+            }
+            O::FromDouble(to, from) => {
+                let value = self.read_wide(*from).map(|from| bits(f64::from_bits(from) as f32));
+                self.write(*to, active, &value);
             }
             O::MultiplyWide { signed, to, a, b, more } => {
                 let (a, b) = (self.read(*a), self.read(*b));
@@ -400,6 +419,10 @@ impl Warp {
             }
             O::Negation(to, a) => {
                 let value = !self.predicates[*a as usize];
+                self.write_predicate(*to, active, value);
+            }
+            O::MovePredicate(to, a) => {
+                let value = self.predicates[*a as usize];
                 self.write_predicate(*to, active, value);
             }
             O::Load { space, bytes, to, from } => self.load(*space, *bytes, to, *from, active, world)?,

@@ -4,7 +4,8 @@
 //! decides what is handed on: that is the cut's part.
 
 use super::price::on_tensor_cores;
-use crate::graph::ir::{Graph, Node, NodeId, Op, Unary};
+use crate::graph::edits::{is_exact, moved};
+use crate::graph::ir::{Graph, Node, NodeId, Op};
 use chunkwise_abi::{Access, ArgSignature, DType, Role};
 
 /// A value that one stage writes and a later one reads, once a step.
@@ -69,41 +70,6 @@ pub fn only_multiplied(graph: &Graph, results: &[NodeId]) -> Vec<bool> {
     only
 }
 
-/// The operand whose elements a node's are, in other places, negated, or zero.
-fn moved(op: &Op) -> Option<NodeId> {
-    match op {
-        Op::Rename(x, ..)
-        | Op::Index(x, ..)
-        | Op::Split(x, ..)
-        | Op::Merge(x, ..)
-        | Op::DiagonalPart(x, ..)
-        | Op::Diagonal(x, ..)
-        | Op::Broadcast(x)
-        | Op::StopGradient(x)
-        | Op::Unary(Unary::Neg, x) => Some(*x),
-        Op::Guard(x, number) => (*number == 0.0).then_some(*x),
-        Op::Input { .. }
-        | Op::BodyInput(_)
-        | Op::Const(_)
-        | Op::Unary(..)
-        | Op::Binary(..)
-        | Op::Select { .. }
-        | Op::Sum(..)
-        | Op::MaxOver(..)
-        | Op::Contract(..)
-        | Op::Stack(..)
-        | Op::Segment { .. }
-        | Op::SegmentGrad { .. }
-        | Op::Boundary { .. }
-        | Op::BoundaryGrad { .. }
-        | Op::Gated { .. }
-        | Op::Solve(_)
-        | Op::Inverse(_)
-        | Op::Scan(_)
-        | Op::ScanResult(..) => None,
-    }
-}
-
 /// Whether a node is a product that the tensor cores compute of operands rounded to their type. A product with ones is
 /// a sum, and keeps its digits.
 fn rounds_operands(graph: &Graph, node: &Node) -> bool {
@@ -111,15 +77,8 @@ fn rounds_operands(graph: &Graph, node: &Node) -> bool {
     let is_mask = |x: NodeId| matches!(&graph.node(x).op, Op::Segment { gates, .. } if gates.events.is_empty());
     let [left, right] = [a, b].map(|x| &graph.node(*x).dims);
     let ends = node.dims.last().is_some_and(|last| left.contains(last) != right.contains(last));
-    // Errors of an inverse are multiplied by everything after it: such a product keeps more digits.
-    let exact = is_mask(*a) || is_mask(*b) || of_inverse(graph, *a) || of_inverse(graph, *b);
+    let exact = is_mask(*a) || is_mask(*b) || is_exact(graph, *a, *b);
     ends && !exact && on_tensor_cores(graph, left, right, over)
-}
-
-/// Whether a value is of the inverse of a triangular system.
-fn of_inverse(graph: &Graph, x: NodeId) -> bool {
-    let op = &graph.node(x).op;
-    matches!(op, Op::Inverse(_)) || moved(op).is_some_and(|x| of_inverse(graph, x))
 }
 
 /// Whether a value is worth keeping as such: not if it is another name for all of its operand, known without data,

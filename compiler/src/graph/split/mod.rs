@@ -35,6 +35,7 @@ pub mod price;
 use super::build::reachable;
 use super::ir::{Binary, Carry, Graph, InputKind, NodeId, Op};
 use crate::error::CompileError;
+use crate::graph::edits::{EDITS, INVERSE, of_edits, of_inverse};
 use crate::pass;
 use crate::pipeline::SIMPLIFY;
 use crate::schedule::Schedule;
@@ -362,7 +363,12 @@ impl<'g> Splitter<'g> {
         let name = match state {
             Some(carry) => self.fresh(&carry.name.clone()),
             None => {
-                let word = word(&self.graph.node(x).op);
+                // How many digits a reader keeps of them, it tells by their names.
+                let word = match (of_inverse(self.graph, x), of_edits(self.graph, x)) {
+                    (true, _) => INVERSE.trim_start_matches(HANDED),
+                    (false, true) => EDITS.trim_start_matches(HANDED),
+                    (false, false) => word(&self.graph.node(x).op),
+                };
                 self.fresh(&format!("{word}{}", x.0))
             }
         };

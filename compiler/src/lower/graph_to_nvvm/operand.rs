@@ -1,10 +1,10 @@
 //! What is known of operands of products without data, and where their matrices are found.
 //!
-//! Comes in: values. Goes out: whether they are ones, of an inverse, or bfloat16 as they are; the tile that holds them,
+//! Comes in: values. Goes out: whether they are ones, or bfloat16 as they are; the tile that holds them,
 //! under whatever names their dimensions have. It computes nothing but what keeps logarithms finite.
 
 use super::block::{Block, Tile};
-use crate::graph::ir::{Binary, DimId, DimKind, InputKind, NodeId, Op, Unary};
+use crate::graph::ir::{Binary, DimId, InputKind, NodeId, Op, Unary};
 use crate::lower::tile_to_mlir::writer::Val;
 use crate::lower::tile_to_nvvm::text;
 use chunkwise_abi::DType;
@@ -18,20 +18,6 @@ impl Block<'_> {
         match self.op(x) {
             Op::Segment { gates, .. } => gates.events.is_empty(),
             Op::Rename(y, ..) => self.is_ones(*y),
-            _ => false,
-        }
-    }
-
-    /// Whether a value is of the inverse of a triangular system, computed here or handed on in float32.
-    pub fn is_inverse(&self, x: NodeId) -> bool {
-        match self.op(x) {
-            Op::Inverse(_) => true,
-            Op::Rename(y, ..) | Op::Index(y, ..) => self.is_inverse(*y),
-            Op::Input { name, kind: InputKind::Saved, .. } => {
-                let by_axis = |d: &DimId| matches!(self.graph.dim(*d).kind, DimKind::Axis(_));
-                let wide = self.args.iter().any(|arg| arg.name == *name && arg.dtype == DType::F32);
-                wide && !self.dims(x).iter().any(by_axis)
-            }
             _ => false,
         }
     }

@@ -4,14 +4,15 @@
 //! the threads that [`super::shape`] says. Operands lie in shared memory as bfloat16 ([`Block::tile`]) and are read as
 //! 8 × 8 matrices, or are computed element by element by the warp that needs them. Sums are float32.
 //!
-//! Where one operand is a triangle of ones, the other is the sum of two bfloat16 numbers, so
-//! that sixteen bits of each number are kept.
+//! Where one operand is a triangle of ones, the other is the sum of two bfloat16 numbers, so that sixteen bits of each
+//! number are kept. So are operands that [`crate::graph::edits`] says have to keep their digits.
 
 use super::Refusal;
 use super::block::{Block, Point, Tile};
 use super::index::Linear;
 use super::memory::Touch;
 use super::shape::{STRIP, Shape, extent};
+use crate::graph::edits::is_exact;
 use crate::graph::ir::{DimId, NodeId, Op, Unary};
 use crate::lower::tile_to_mlir::writer::{Ty, Val};
 use crate::lower::tile_to_nvvm::text;
@@ -84,8 +85,7 @@ impl Block<'_> {
         if !has(self, right, &shape.cols) {
             return Err(Refusal::unsupported("a product whose rows and columns come from one side"));
         }
-        // Errors of an inverse are multiplied by everything after it.
-        let exact = self.is_inverse(left) || self.is_inverse(right);
+        let exact = is_exact(self.graph, left, right);
         let exact_left = exact || self.is_ones(right);
         let exact_right = exact || self.is_ones(left);
         self.ready(left)?;

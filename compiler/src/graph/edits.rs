@@ -1,0 +1,76 @@
+//! Which operands of a product need more digits than a narrow type has.
+//!
+//! Comes in: a graph and a product's operands. Goes out: whether they have to keep their digits. Edits of a chunk solve a
+//! triangular system. Where keys are alike, its inverse and the edits are much larger than what they come to together in a
+//! state or an output, and so is what rounding them leaves there; what an output multiplies them by counts as much as they
+//! do. Gradients are allowed more, and a backward pass has no room for more digits: there only products with the inverse
+//! itself keep them.
+//!
+//! A kernel tells what an earlier one handed on by its name: [`INVERSE`], [`EDITS`].
+
+use super::ir::{Binary, Graph, InputKind, NodeId, Op, Unary};
+
+/// What the name of a handed inverse begins with.
+pub const INVERSE: &str = "handed.inverse";
+/// What the name of handed edits begins with.
+pub const EDITS: &str = "handed.edits";
+
+/// Whether the operands of a product have to keep their digits.
+pub fn is_exact(graph: &Graph, a: NodeId, b: NodeId) -> bool {
+    let either = |is: fn(&Graph, NodeId) -> bool| is(graph, a) || is(graph, b);
+    either(of_inverse) || !graph.reverse && either(of_edits)
+}
+
+/// Whether a value is of the inverse of a triangular system.
+pub fn of_inverse(graph: &Graph, x: NodeId) -> bool {
+    match &graph.node(x).op {
+        Op::Inverse(_) => true,
+        Op::Input { name, kind: InputKind::Saved, .. } => name.starts_with(INVERSE),
+        op => moved(op).is_some_and(|x| of_inverse(graph, x)),
+    }
+}
+
+/// Whether a value is what a triangular system was solved for: also scaled, or the sum of several.
+pub fn of_edits(graph: &Graph, x: NodeId) -> bool {
+    match &graph.node(x).op {
+        Op::Contract(a, b, _) => of_inverse(graph, *a) || of_inverse(graph, *b),
+        Op::Input { name, kind: InputKind::Saved, .. } => name.starts_with(EDITS),
+        Op::Binary(Binary::Add | Binary::Sub | Binary::Mul, a, b) => of_edits(graph, *a) || of_edits(graph, *b),
+        op => moved(op).is_some_and(|x| of_edits(graph, x)),
+    }
+}
+
+/// The operand whose elements a node's are, in other places, negated, or zero.
+pub fn moved(op: &Op) -> Option<NodeId> {
+    match op {
+        Op::Rename(x, ..)
+        | Op::Index(x, ..)
+        | Op::Split(x, ..)
+        | Op::Merge(x, ..)
+        | Op::DiagonalPart(x, ..)
+        | Op::Diagonal(x, ..)
+        | Op::Broadcast(x)
+        | Op::StopGradient(x)
+        | Op::Unary(Unary::Neg, x) => Some(*x),
+        Op::Guard(x, number) => (*number == 0.0).then_some(*x),
+        Op::Input { .. }
+        | Op::BodyInput(_)
+        | Op::Const(_)
+        | Op::Unary(..)
+        | Op::Binary(..)
+        | Op::Select { .. }
+        | Op::Sum(..)
+        | Op::MaxOver(..)
+        | Op::Contract(..)
+        | Op::Stack(..)
+        | Op::Segment { .. }
+        | Op::SegmentGrad { .. }
+        | Op::Boundary { .. }
+        | Op::BoundaryGrad { .. }
+        | Op::Gated { .. }
+        | Op::Solve(_)
+        | Op::Inverse(_)
+        | Op::Scan(_)
+        | Op::ScanResult(..) => None,
+    }
+}
