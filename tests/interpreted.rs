@@ -316,7 +316,8 @@ impl Trial {
         // Where every token is gone through by itself there are none.
         let no_spans = |row: &Row| row.limit.as_ref().is_some_and(|limit| limit.starts_with("no spans"));
         let scans = ["hgrn", "mamba1"].contains(&program.name.as_str());
-        let silent = (!said && !(scans && report.rows.iter().any(no_spans))).then(|| "nothing was compared".to_owned());
+        let limited = scans && report.rows.iter().any(no_spans);
+        let silent = (!(said || limited)).then(|| "nothing was compared".to_owned());
         let (form, precision) = (self.form.name(), self.precision.name());
         let place = format!("{} {form} {precision}, {}, {case}", program.name, self.schedule);
         failed.chain(silent).map(|what| format!("{place}: {what}")).collect()

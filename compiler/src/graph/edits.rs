@@ -18,7 +18,13 @@ pub const EDITS: &str = "handed.edits";
 /// Whether the operands of a product have to keep their digits; with `edits`, in a forward pass those of edits too.
 pub fn is_exact(graph: &Graph, a: NodeId, b: NodeId, edits: bool) -> bool {
     let either = |is: fn(&Graph, NodeId) -> bool| is(graph, a) || is(graph, b);
-    either(of_inverse) || edits && !graph.reverse && either(of_edits)
+    either(of_inverse) || edits && !is_backward(graph) && either(of_edits)
+}
+
+/// Whether a graph computes gradients, or a part of them that goes through chunks in any order.
+fn is_backward(graph: &Graph) -> bool {
+    let is_cotangent = |node: &super::ir::Node| matches!(&node.op, Op::Input { kind: InputKind::Cotangent, .. });
+    graph.reverse || graph.nodes.iter().any(is_cotangent)
 }
 
 /// Whether a value is of the inverse of a triangular system.

@@ -265,8 +265,7 @@ impl Reader {
             ["mov", "pred"] => {
                 counted(2)?;
                 if x[1].starts_with("%p") {
-                    let (to, from) = (self.predicate(x[0])?, self.predicate(x[1])?);
-                    return Ok(Operation::Logic(Logic::And, to, from, from));
+                    return Ok(Operation::MovePredicate(self.predicate(x[0])?, self.predicate(x[1])?));
                 }
                 let (to, a, b) = (self.predicate(x[0])?, self.operand(x[1])?, self.operand("0")?);
                 Ok(Operation::Compare { compared: Compared::Unsigned, relation: Relation::NotEqual, to, a, b })

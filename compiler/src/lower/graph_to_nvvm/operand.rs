@@ -1,6 +1,6 @@
 //! What is known of operands of products without data, and where their matrices are found.
 //!
-//! Comes in: values. Goes out: whether they are ones, of an inverse, or bfloat16 as they are; the tile that holds them,
+//! Comes in: values. Goes out: whether they are ones, or bfloat16 as they are; the tile that holds them,
 //! under whatever names their dimensions have. It computes nothing but what keeps logarithms finite.
 
 use super::block::{Block, Tile};
