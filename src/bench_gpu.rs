@@ -9,12 +9,13 @@ use chunkwise_dsl::instance::Instance;
 use chunkwise_runtime::batch::{Batch, Sequences};
 use chunkwise_runtime::cuda::execute::Direction;
 use chunkwise_runtime::cuda::measure::{self, Times};
+use chunkwise_runtime::cuda::resident::Resident;
 use serde_json::json;
 
 use crate::compiled;
 use crate::engine::{Amount, Engine, Plan};
 use crate::failure::Failure;
-use crate::gpu::{self, Gpu, Phase};
+use crate::gpu::{self, Gpu, OnGpu, Phase};
 use crate::report;
 use crate::verify::case::{Case, Regime};
 use crate::verify::draw::draw;
@@ -51,6 +52,8 @@ const BOTH: Run = Run { name: "forward+backward", directions: &[Direction::Forwa
 /// One run, measured.
 struct Figure {
     name: &'static str,
+    chunk: usize,
+    schedule: Schedule,
     times: Times,
     /// Bytes that must be moved.
     floor: f64,
@@ -62,13 +65,18 @@ struct Figure {
 pub fn run(wanted: &Wanted, gpu: &Gpu, instance: &Instance, plan: &Plan) -> Result<(), Failure> {
     let Wanted { batch, length, heads, seconds, .. } = *wanted;
     let program = instance.program;
-    let engine = Engine::prepare_on(gpu, instance, plan, Parts::Both, length, Amount { batch, length, heads })?;
-    if let Some(warning) = engine.warning() {
-        report::complain(format_args!("warning: {warning}"));
-    }
-    let made = engine.on_gpu().expect("it was prepared on a GPU");
-    let artifact = &made.artifact;
-    let signature = &artifact.signature;
+    // A forward alone may be laid out otherwise than one that a backward follows.
+    let amount = Amount { batch, length, heads };
+    let prepared = |parts: Parts| {
+        let engine = Engine::prepare_on(gpu, instance, plan, parts, length, amount)?;
+        if let Some(warning) = engine.warning() {
+            report::complain(format_args!("warning: {warning}"));
+        }
+        Ok::<Engine, Failure>(engine)
+    };
+    let engines = [prepared(Parts::Forward)?, prepared(Parts::Gradients)?];
+    let [alone, made] = engines.each_ref().map(|engine| engine.on_gpu().expect("it was prepared on a GPU"));
+    let signature = &made.artifact.signature;
 
     let sizes = program.axes.iter().zip(&instance.sizes).map(|(axis, size)| (axis.name.clone(), *size)).collect();
     let case = Case {
@@ -85,50 +93,49 @@ pub fn run(wanted: &Wanted, gpu: &Gpu, instance: &Instance, plan: &Plan) -> Resu
     let drawn = compiled::narrow(signature, &draw(program, &case, plan.precision))?;
     let bandwidth = measure::copy_bandwidth(&gpu.stream).map_err(gpu::failure)?;
     let least = |kernel: &Option<KernelSignature>| {
-        let kernel = kernel.as_ref().expect("all three kernels were asked for");
+        let kernel = kernel.as_ref().expect("it was asked for");
         // What the forward keeps for the backward is our own affair; the floor knows only of what must be moved.
         let args = kernel.args.iter().filter(|arg| !arg.name.starts_with("saved.")).cloned().collect();
         compiled::traffic(&KernelSignature { args, ..kernel.clone() }, batch, length, heads)
     };
-    let (forward, backward) = (least(&signature.forward), least(&signature.backward));
+    let (forward, backward) = (least(&alone.artifact.signature.forward), least(&signature.backward));
 
-    let ready = |run: &Run| {
+    let ready = |made: &OnGpu, run: &Run| {
         let sizes = Batch { sequences: Sequences::Equal { count: batch, length }, heads };
-        artifact.resident_of(run.directions, sizes, &drawn).map_err(gpu::failure)
+        made.artifact.resident_of(run.directions, sizes, &drawn).map_err(gpu::failure)
     };
-    let mut figures = Vec::new();
-    {
-        let mut resident = ready(&FORWARD)?;
-        let times = measure::times(&mut resident, FORWARD.directions, seconds).map_err(gpu::failure)?;
-        figures.push(Figure { name: FORWARD.name, times, floor: forward, extra: resident.extra_bytes() });
-    }
-    let mut resident = ready(&BOTH)?;
+    let figure = |made: &OnGpu, resident: &mut Resident, run: Run, floor: f64| {
+        let times = measure::times(resident, run.directions, seconds).map_err(gpu::failure)?;
+        let (chunk, schedule) = (made.artifact.signature.chunk, made.schedule);
+        Ok::<Figure, Failure>(Figure { name: run.name, chunk, schedule, times, floor, extra: resident.extra_bytes() })
+    };
+    let mut figures = vec![figure(alone, &mut ready(alone, &FORWARD)?, FORWARD, forward)?];
+    let mut resident = ready(made, &BOTH)?;
     for (run, floor) in [(BOTH, forward + backward), (BACKWARD, backward)] {
-        let times = measure::times(&mut resident, run.directions, seconds).map_err(gpu::failure)?;
-        figures.push(Figure { name: run.name, times, floor, extra: resident.extra_bytes() });
+        figures.push(figure(made, &mut resident, run, floor)?);
     }
-    let (compile_time, load_time) = (made.compile_time.unwrap_or(0.0), made.load_time);
-    let (phases, schedule) = (&made.phases, made.schedule);
-    let measured = Measured { chunk: signature.chunk, schedule, compile_time, load_time, phases, bandwidth, figures };
+    let both = [alone, made];
+    let compile_time = both.iter().map(|made| made.compile_time.unwrap_or(0.0)).sum();
+    let load_time = both.iter().map(|made| made.load_time).sum();
+    let phases = both.iter().flat_map(|made| made.phases.iter().copied()).collect();
+    let measured = Measured { compile_time, load_time, phases, bandwidth, figures };
     say(wanted, plan, gpu, &program.name, &measured);
     Ok(())
 }
 
 /// Everything that was measured.
-struct Measured<'a> {
-    chunk: usize,
-    schedule: Schedule,
-    /// Seconds for all three directions to PTX, and from there to the GPU.
+struct Measured {
+    /// Seconds to PTX, and from there to the GPU: for a forward alone, and then for one with its backward.
     compile_time: f64,
     load_time: f64,
-    phases: &'a [Phase],
+    phases: Vec<Phase>,
     bandwidth: f64,
     figures: Vec<Figure>,
 }
 
 fn say(wanted: &Wanted, plan: &Plan, gpu: &Gpu, name: &str, measured: &Measured) {
     let Wanted { batch, length, heads, .. } = *wanted;
-    let Measured { chunk, schedule, compile_time, load_time, phases, bandwidth, figures } = measured;
+    let Measured { compile_time, load_time, phases, bandwidth, figures } = measured;
     let (form, dtype) = (plan.form, plan.precision);
     let tokens = batch as f64 * length as f64;
     let device = gpu.stream.device().facts();
@@ -137,6 +144,8 @@ fn say(wanted: &Wanted, plan: &Plan, gpu: &Gpu, name: &str, measured: &Measured)
         let figures = figures.iter().map(|figure| {
             json!({
                 "direction": figure.name,
+                "chunk": figure.chunk,
+                "schedule": figure.schedule.to_string(),
                 "gpu_seconds": figure.times.gpu,
                 "best_gpu_seconds": figure.times.best,
                 "launch_seconds": figure.times.launch,
@@ -151,8 +160,6 @@ fn say(wanted: &Wanted, plan: &Plan, gpu: &Gpu, name: &str, measured: &Measured)
         report::say_json(&json!({
             "recurrence": name,
             "form": form.name(),
-            "chunk": chunk,
-            "schedule": schedule.to_string(),
             "dtype": dtype.name(),
             "batch": batch,
             "length": length,
@@ -174,7 +181,7 @@ fn say(wanted: &Wanted, plan: &Plan, gpu: &Gpu, name: &str, measured: &Measured)
         return;
     }
     report::say(format_args!(
-        "{name}, {} in chunks of {chunk}, {}: B {batch}, T {length}, H {heads} on {} (code for {}, {schedule})",
+        "{name}, {}, {}: B {batch}, T {length}, H {heads} on {} (code for {})",
         form.name(),
         dtype.name(),
         device.name,
@@ -202,8 +209,11 @@ fn say(wanted: &Wanted, plan: &Plan, gpu: &Gpu, name: &str, measured: &Measured)
         report::duration(*compile_time),
         report::duration(*load_time)
     ));
+    for figure in figures.iter().filter(|figure| figure.name != BACKWARD.name) {
+        report::say(format_args!("  {}: {}, in chunks of {}", figure.name, figure.schedule, figure.chunk));
+    }
     let seconds = |seconds: f64| report::duration(seconds);
-    for Phase { direction, compile, assemble, load } in *phases {
+    for Phase { direction, compile, assemble, load } in phases {
         report::say(format_args!(
             "  {}: compiled in {}, assembled in {}, loaded in {}",
             direction.name(),

@@ -184,6 +184,7 @@ static uint64_t blocks(const struct kernel *kernel, const cw_gpu_call *call, uin
     grid[1] = grid[2] = 1;
     if (kernel->chunk) {
         grid[0] = (uint64_t)((call->length + kernel->chunk - 1) / kernel->chunk);
+        if (kernel->parts) grid[0] *= kernel->parts;
         grid[1] = (uint64_t)call->heads;
         grid[2] = (uint64_t)call->sequences;
     } else if (kernel->parts) {

@@ -193,6 +193,7 @@ fn tables(text: &mut String, symbol: &str, image: &Image) {
             Grid::Item => (0, 0),
             Grid::Chunk { tokens } => (*tokens, 0),
             Grid::Blocks { blocks } => (0, *blocks),
+            Grid::Spans { tokens, blocks } => (*tokens, *blocks),
         };
         line(
             text,

@@ -249,7 +249,10 @@ pub fn make(
     family: &Family,
     schedule: Option<Schedule>,
 ) -> Result<GpuRecurrence, Failure> {
-    let schedule = schedule.unwrap_or(artifact::USUAL_SCHEDULE);
+    // Nothing is known of the calls to come: it is laid out for a GPU that heads fill.
+    let like = cost::Gpu::of(family.capability, cost::Gpu::H200.multiprocessors);
+    let usual = || artifact::choose_schedule(instance, request, parts, dtype, &like, &Load::MANY);
+    let schedule = schedule.map_or_else(usual, Ok)?;
     Ok(artifact::compile_gpu(instance, request, parts, dtype, family, &schedule)?)
 }
 

@@ -14,7 +14,7 @@ use chunkwise::verify::budget::{self, floor};
 use chunkwise::verify::case::Case;
 use chunkwise::verify::draw::draw;
 use chunkwise::verify::measure::{Check, Finding};
-use chunkwise::verify::{Failed, verify_case_at};
+use chunkwise::verify::{Failed, Row, verify_case_at};
 use chunkwise_abi::gpu::{GpuModule, GpuRecurrence};
 use chunkwise_abi::{Access, ArgSignature, KernelSignature, TensorArg};
 use chunkwise_compiler::artifact::{Parts, USUAL_SCHEDULE};
@@ -187,7 +187,7 @@ const TOKENS: FormChoice = FormChoice::Recurrent;
 
 /// What takes turns. Lengths are no multiples of chunks, sizes none of what a warp has; every lowering and every way to
 /// lay kernels out is among them. Axes have the sizes of K, V in their order.
-const TRIALS: [Trial; 12] = [
+const TRIALS: [Trial; 14] = [
     Trial {
         form: CHUNKS,
         precision: Precision::Bf16,
@@ -260,6 +260,18 @@ const TRIALS: [Trial; 12] = [
         schedule: "fused",
         case: "seed=12,batch=1,tokens=15,heads=2,groups=1,chunk=16,init=yes,regime=usual,size.K=24,size.V=8",
     },
+    Trial {
+        form: CHUNKS,
+        precision: Precision::Bf16,
+        schedule: "fused, spans 2, states bf16, operands bf16",
+        case: "seed=13,batch=2,tokens=69,heads=1,groups=1,chunk=16,init=yes,regime=usual,size.K=16,size.V=24",
+    },
+    Trial {
+        form: CHUNKS,
+        precision: Precision::Bf16,
+        schedule: "prepare + pass, parts 2, spans 1, threads 128, states bf16, operands bf16",
+        case: "seed=14,batch=1,tokens=75,heads=2,groups=1,chunk=32,init=yes,regime=weak,size.K=16,size.V=32",
+    },
 ];
 
 /// What is beyond its budget in bfloat16, and why; see what does not hold in the book's chapter on measurements. What is
@@ -301,7 +313,11 @@ impl Trial {
                 (None, message) => message.clone().unwrap_or_default(),
             }
         });
-        let silent = (!said).then(|| "nothing was compared".to_owned());
+        // Where every token is gone through by itself there are none.
+        let no_spans = |row: &Row| row.limit.as_ref().is_some_and(|limit| limit.starts_with("no spans"));
+        let scans = ["hgrn", "mamba1"].contains(&program.name.as_str());
+        let limited = scans && report.rows.iter().any(no_spans);
+        let silent = (!(said || limited)).then(|| "nothing was compared".to_owned());
         let (form, precision) = (self.form.name(), self.precision.name());
         let place = format!("{} {form} {precision}, {}, {case}", program.name, self.schedule);
         failed.chain(silent).map(|what| format!("{place}: {what}")).collect()
@@ -331,7 +347,7 @@ fn none_wrong<T: Sync>(items: &[T], wrong: impl Fn(&T) -> Vec<String> + Sync) {
 fn interpreted_examples_give_the_reference_s_results() {
     let all = std::env::var_os("CHUNKWISE_ALL_TRIALS").is_some();
     let taken = |number: usize, at: usize| {
-        let turns = [[0, 1, 2, 3].as_slice(), &[4, 5, 6, 7], &[8, 9, 10, 11]];
+        let turns = [[0, 1, 2, 3].as_slice(), &[4, 5, 6, 7], &[8, 9, 10, 11], &[12, 13]];
         all || turns.iter().any(|turn| turn[number % turn.len()] == at)
     };
     let examples = examples();
@@ -406,7 +422,7 @@ fn interpreted_random_programs() {
 }
 
 /// Keys that are nearly the same from token to token: each edit takes away most of what the last ones wrote, so that edits
-/// are much larger than what they come to together.
+/// are much larger than what they come to together. Operands in float32 keep what that asks for.
 #[test]
 fn interpreted_edits_with_correlated_keys() {
     let program = examples().into_iter().find(|it| it.name == "delta_rule").expect("it is an example");
@@ -418,8 +434,8 @@ fn interpreted_edits_with_correlated_keys() {
     let layouts = [
         ("fused", 32),
         ("fused", 64),
-        ("prepare + pass, states bf16, operands bf16", 32),
-        ("prepare + pass + outputs, parts 2, states bf16, operands bf16", 64),
+        ("prepare + pass, states bf16", 32),
+        ("prepare + pass + outputs, parts 2, states bf16", 64),
     ];
     none_wrong(&layouts, |(schedule, chunk)| {
         let place = Interpreter::place("sm_90a", schedule.parse().expect("a schedule"), 1);

@@ -28,13 +28,15 @@ pub struct Trial {
     pub place: Place,
     /// Whether sizes are as models have them.
     pub wide: bool,
+    /// Whether what is asked for may be more than a program allows.
+    pub may_be_limited: bool,
 }
 
 impl Trial {
     /// Forms in float32 on this machine's processor.
     fn of(forms: &[FormChoice]) -> Trial {
         let checks = forms.iter().map(|&form| Check::Agrees(form.into(), Precision::F32)).collect();
-        Trial { checks, place: Place::Cpu, wide: false }
+        Trial { checks, place: Place::Cpu, wide: false, may_be_limited: false }
     }
 
     /// Whether a kernel took the place with it, so that nothing more can be tried there.
@@ -141,7 +143,7 @@ fn try_seed(seed: u64, trial: &Trial, shrink_for: Duration) -> Result<Findings, 
         return Err(format!("seed {seed}: refused\n{}", sketch.source()));
     };
     let message = match result {
-        Ok(Findings { limit: Some(limit), .. }) if !sketch.may_be_limited() => {
+        Ok(Findings { limit: Some(limit), .. }) if !(sketch.may_be_limited() || trial.may_be_limited) => {
             return Err(format!("seed {seed}: limited: {limit}\n{case}\n{}", sketch.source()));
         }
         Ok(findings) => return Ok(findings),

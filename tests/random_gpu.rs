@@ -13,6 +13,7 @@ use chunkwise::gpu::Gpu;
 use chunkwise::options::FormChoice;
 use chunkwise::precision::Precision;
 use chunkwise::verify::measure::Check;
+use chunkwise_compiler::schedule::{Schedule, Stages};
 
 use crate::random::{Extent, Trial, conclude, number, try_many};
 
@@ -23,7 +24,7 @@ pub fn trial(seed: u64, place: &Place) -> Trial {
     let forms = [FormChoice::Chunkwise, FormChoice::Recurrent];
     let forms = &forms[..1 + usize::from(seed / 3 % 2 == 1)];
     let checks = forms.iter().map(|&form| Check::Agrees(form.into(), precision)).collect();
-    Trial { checks, place: place.clone(), wide: seed % 5 == 4 }
+    Trial { checks, place: place.clone(), wide: seed % 5 == 4, may_be_limited: false }
 }
 
 #[test]
@@ -41,7 +42,17 @@ fn random_programs_on_a_gpu() {
         progress: true,
     };
     let place = Place::Gpu(gpu.clone());
-    let tally = try_many(&extent, &|seed| trial(seed, &place));
+    let mut in_spans = gpu.clone();
+    in_spans.schedule = Some(Schedule { chunk: Some(16), spans: Some(2), ..Schedule::of(Stages::Fused) });
+    let in_spans = Place::Gpu(in_spans);
+    let tally = try_many(&extent, &|seed| {
+        let own = trial(seed, &place);
+        // Some go in spans beside each other, where they can: nobody would choose that for sequences as short as these.
+        match seed % 12 == 3 {
+            true => Trial { place: in_spans.clone(), may_be_limited: true, checks: own.checks[..1].to_vec(), ..own },
+            false => own,
+        }
+    });
     if gpu.stream.synchronize().is_err() {
         println!("the GPU was broken off: of what failed, only the first is sure to have");
     } else if tally.programs() < extent.count as usize {

@@ -12,7 +12,7 @@ use crate::derive::rule::Derivation;
 use crate::derive::rules::{anchor_inside, gate_inside, transpose};
 use crate::error::CompileError;
 use crate::graph::build::{Builder, reachable};
-use crate::graph::ir::{Carry, DimId, GatedPart, Graph, InputKind, Node, NodeId, Op};
+use crate::graph::ir::{Begin, Carry, DimId, GatedPart, Graph, InputKind, Node, NodeId, Op};
 use crate::lower::program_to_graph::{TokenGraph, program_to_graph};
 use chunkwise_dsl::instance::Instance;
 use chunkwise_dsl::program::{AxisId, ExprKind, Program};
@@ -162,6 +162,7 @@ pub fn summarise(instance: &Instance, chunk: Option<usize>) -> Result<Graph, Com
             input: c.start,
             output: c.end,
             init: c.from_tensor.then(|| format!("init.{}", c.name)),
+            begins: Begin::Zero,
             last: Some(format!("summary.{}", c.name)),
             layout: c.layout.clone(),
         })
@@ -173,6 +174,7 @@ pub fn summarise(instance: &Instance, chunk: Option<usize>) -> Result<Graph, Com
         time: Some(summary.chunk.t),
         tokens,
         reverse: false,
+        span: None,
         carries,
         outputs: vec![],
         layouts: vec![],
@@ -280,6 +282,7 @@ fn forward_graph(token: &TokenGraph, step: &Step, tokens: usize, name: String, s
         time: Some(step.chunk.t),
         tokens,
         reverse: false,
+        span: None,
         carries,
         outputs,
         layouts: token.graph.layouts.clone(),
@@ -316,6 +319,7 @@ fn backward_graph(token: &TokenGraph, step: Step, tokens: usize, name: String) -
             input,
             output: chunk.b.broadcast(adj, &carry.layout),
             init: Some(format!("grad_final.{}", carry.name)),
+            begins: Begin::Zero,
             last: Some(format!("grad_init.{}", carry.name)),
             layout: carry.layout.clone(),
         });
@@ -336,6 +340,7 @@ fn backward_graph(token: &TokenGraph, step: Step, tokens: usize, name: String) -
                 input,
                 output: chunk.b.plus(input, adj),
                 init: None,
+                begins: Begin::Zero,
                 last: Some(format!("grad.{name}")),
                 layout,
             });
@@ -351,6 +356,7 @@ fn backward_graph(token: &TokenGraph, step: Step, tokens: usize, name: String) -
         time: Some(t),
         tokens,
         reverse: true,
+        span: None,
         carries,
         outputs,
         layouts,

@@ -3,7 +3,7 @@
 //! Comes in: nothing. Goes out: tables of passes, for the runner in [`crate::pass`] and for whoever lists them.
 
 use crate::graph::ir::Graph;
-use crate::graph::passes::{bare_operands, cse, dce, fold, invert_solve, scale_late, slice_sums, sum_gates};
+use crate::graph::passes::{bare_operands, cse, dce, fold, invert_solve, join_sums, scale_late, slice_sums, sum_gates};
 use crate::pass::Pass;
 
 /// Numbers are folded, neutral terms and inverse pairs go.
@@ -70,7 +70,28 @@ pub const BARE_OPERANDS: Pass<Graph> = Pass {
     run: bare_operands::bare_operands,
 };
 
+/// Sums along time that are added up, as one.
+pub const JOIN_SUMS: Pass<Graph> =
+    Pass { name: "join-sums", about: "make one of sums along time that are added up", run: join_sums::join_sums };
+
 /// What a graph of chunks goes through before it becomes products of whole tiles, simplified before and after. Solutions
 /// come first: what they are is multiplied too.
-pub const FOR_TENSOR_CORES: &[Pass<Graph>] =
-    &[FOLD, CSE, DCE, INVERT_SOLVE, FOLD, BARE_OPERANDS, FOLD, CSE, DCE, SUM_BOUNDARIES, FOLD, CSE, DCE];
+pub const FOR_TENSOR_CORES: &[Pass<Graph>] = &[
+    FOLD,
+    CSE,
+    DCE,
+    INVERT_SOLVE,
+    FOLD,
+    BARE_OPERANDS,
+    FOLD,
+    CSE,
+    DCE,
+    SUM_BOUNDARIES,
+    FOLD,
+    CSE,
+    DCE,
+    JOIN_SUMS,
+    FOLD,
+    CSE,
+    DCE,
+];

@@ -18,7 +18,7 @@ use chunkwise_compiler::compile::Derived;
 use chunkwise_compiler::graph::interp::{self, Extent};
 use chunkwise_compiler::graph::ir::{Graph, InputKind, Op};
 use chunkwise_compiler::graph::split::price::Prices;
-use chunkwise_compiler::graph::split::{Stage, split_at, temporaries};
+use chunkwise_compiler::graph::split::{Stage, can_be_in_spans, split_at, temporaries};
 use chunkwise_compiler::graph::text::{parse, print};
 use chunkwise_compiler::graph::verify::verify;
 use chunkwise_compiler::pass::{self, Pass};
@@ -54,7 +54,12 @@ fn graphs(derived: &Derived) -> Vec<Graph> {
 
 /// Stages that verify, survive a round trip through text, and read only what an earlier one wrote.
 fn stages_of(graph: &Graph, stages: Stages, prices: &Prices) -> Result<Vec<Stage>, String> {
-    let parts = split_at(graph, &Schedule::of(stages), prices).map_err(|error| error.to_string())?;
+    stages_at(graph, &Schedule::of(stages), prices)
+}
+
+/// The same for a whole schedule.
+fn stages_at(graph: &Graph, schedule: &Schedule, prices: &Prices) -> Result<Vec<Stage>, String> {
+    let parts = split_at(graph, schedule, prices).map_err(|error| error.to_string())?;
     let mut written: BTreeSet<String> = BTreeSet::new();
     let given: BTreeSet<String> = saved_inputs(graph);
     for part in &parts {
@@ -63,13 +68,17 @@ fn stages_of(graph: &Graph, stages: Stages, prices: &Prices) -> Result<Vec<Stage
         if again != part.graph {
             return Err(format!("{}: its text reads back differently", part.graph.name));
         }
-        let reads: BTreeSet<String> = saved_inputs(&part.graph).difference(&given).cloned().collect();
+        let begun = part.graph.carries.iter().filter_map(|carry| carry.init.clone());
+        let begun = begun.filter(|_| part.graph.span.is_some());
+        let reads: BTreeSet<String> = saved_inputs(&part.graph).difference(&given).cloned().chain(begun).collect();
         let said: BTreeSet<String> = part.reads.iter().map(|handed| handed.name.clone()).collect();
         if reads != said || !reads.is_subset(&written) {
             return Err(format!("{} reads {reads:?}, says {said:?}, of {written:?}", part.graph.name));
         }
         for handed in &part.writes {
-            if !part.graph.saves.iter().any(|(name, _)| *name == handed.name) || !written.insert(handed.name.clone()) {
+            let ended = part.graph.carries.iter().filter_map(|carry| carry.last.as_ref());
+            let gives = part.graph.saves.iter().map(|(name, _)| name).chain(ended);
+            if !gives.into_iter().any(|name| *name == handed.name) || !written.insert(handed.name.clone()) {
                 return Err(format!("{} does not write {} once", part.graph.name, handed.name));
             }
         }
@@ -127,5 +136,32 @@ fn compare(graph: &Graph, given: &Bundle, extent: &Extent) -> Result<Bundle, Str
             }
         }
     }
+    in_spans(graph, &whole, given, extent)?;
     Ok(whole)
+}
+
+/// Compares the stages of a graph in spans of several lengths with its results.
+fn in_spans(graph: &Graph, whole: &Bundle, given: &Bundle, extent: &Extent) -> Result<(), String> {
+    if !can_be_in_spans(graph) {
+        return Ok(());
+    }
+    for stages in Stages::ALL {
+        for steps in [1, 2, 3] {
+            let schedule = Schedule { spans: Some(steps), ..Schedule::of(stages) };
+            let parts =
+                stages_at(graph, &schedule, &Prices::default()).map_err(|error| format!("{schedule}: {error}"))?;
+            let found = run_stages(&parts, given, extent).map_err(|error| format!("{schedule}: {error}"))?;
+            if found.len() != whole.len() {
+                return Err(format!("{schedule}: {:?} instead of {:?}", found.keys(), whole.keys()));
+            }
+            for (name, tensor) in whole {
+                let other = found.get(name).ok_or_else(|| format!("{schedule}: no {name}"))?;
+                let error = other.relative_error(tensor, 1e-3 * (tensor.data.len() as f64).sqrt());
+                if other.shape != tensor.shape || error.is_nan() || error > 1e-9 {
+                    return Err(format!("{schedule}: {} of {name} is off by {error:e}", graph.name));
+                }
+            }
+        }
+    }
+    Ok(())
 }

@@ -7,8 +7,9 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use chunkwise_abi::DType;
 use chunkwise_compiler::schedule::cost::Load;
-use chunkwise_compiler::schedule::{Schedule, Stages};
+use chunkwise_compiler::schedule::{SPANS, Schedule, Stages};
 use serde_json::{Value, json};
 
 use crate::failure::Failure;
@@ -156,6 +157,20 @@ fn schedules(arguments: &Arguments) -> Vec<Option<Schedule>> {
             for threads in &arguments.threads_a_block {
                 let (chunk, threads) = (Some(usize::from(*chunk)), Some(usize::from(*threads)));
                 schedules.push(Some(Schedule { chunk, threads, ..Schedule::of(stages) }));
+            }
+        }
+    }
+    if arguments.dtype == Precision::Bf16 {
+        // Spans of the sequence beside each other: as many as make about a block for each multiprocessor, and twice that.
+        let heads = arguments.batch as u64 * arguments.heads as u64;
+        for chunk in &arguments.chunks {
+            for blocks in [128, 256] {
+                let steps = arguments.length as u64 * heads / (blocks * u64::from(*chunk));
+                let Some(spans) = usize::try_from(steps).ok().filter(|steps| SPANS.contains(steps)) else { continue };
+                for stages in [Stages::Fused, Stages::PreparePass] {
+                    let usual = Schedule { states: DType::BF16, operands: DType::BF16, ..Schedule::of(stages) };
+                    schedules.push(Some(Schedule { chunk: Some(usize::from(*chunk)), spans: Some(spans), ..usual }));
+                }
             }
         }
     }

@@ -8,7 +8,7 @@ use super::{Direction, Parts, Tile, graphs_after, options_for_gpu, signature, ti
 use crate::compile::{Derived, Request, derive};
 use crate::derive::form::{Form, Inside};
 use crate::error::CompileError;
-use crate::graph::ir::{DimId, Graph};
+use crate::graph::ir::{DimId, Graph, Op};
 use crate::graph::separable::separable_along;
 use crate::graph::split::{Handed, Stage, split, temporaries};
 use crate::lower::graph_to_nvvm::{self, Refusal};
@@ -18,7 +18,7 @@ use crate::lower::scan_to_nvvm;
 use crate::lower::tile_to_nvvm::{self, Entry, Products};
 use crate::pipeline;
 use crate::schedule::cost::{Gpu, Load};
-use crate::schedule::{Schedule, Stages, choose_for};
+use crate::schedule::{PARTS, Schedule, Stages, choose_for};
 use crate::target::nvptx::{self, Family};
 use crate::tile::arguments::share_arguments;
 use crate::tile::ir::Arg;
@@ -98,6 +98,13 @@ fn lowered_for_gpu(
     let chunk = request.chunk.or(schedule.chunk);
     let asked = Request { chunk, ..*request };
     let in_registers = dtype == DType::BF16 && request.form != Form::Recurrent;
+    if schedule.spans.is_some() && !in_registers {
+        return Err(CompileError::Limit {
+            what: format!("no spans that go side by side in {} for tensors of {}", request.form.name(), dtype.name()),
+            instead: "take bf16 and the chunkwise form, or a schedule without `spans`".to_owned(),
+            span: None,
+        });
+    }
     if in_registers && chunk.is_none() && request.form == Form::Chunkwise {
         for chunk in CHUNKS_IN_REGISTERS {
             let wanted = Request { chunk: Some(chunk), ..asked };
@@ -186,7 +193,9 @@ fn lowered_at(
         let made = match in_registers {
             Some(made) => Some(made),
             None if where_registers == Registers::Everywhere => return Ok(None),
-            None => kernels(graph, whole, schedule, family, (request.form, dtype), false)?,
+            None => {
+                kernels(graph, whole, &Schedule { spans: None, ..*schedule }, family, (request.form, dtype), false)?
+            }
         };
         directions.push(lowered(made.expect("tile programs are never refused")));
     }
@@ -313,7 +322,7 @@ fn entries_in_registers(
     let mut entries = Vec::new();
     for stage in stages {
         let symbol = format!("{}_{}", whole.symbol, stage.name);
-        let own = register_options(&stage.graph, schedule, family);
+        let own = register_options(stage, schedule, family);
         // What takes least room comes last.
         let ways = [(true, true), (false, true), (true, false), (false, false)];
         let mut made = Err(Refusal::Room(0));
@@ -336,18 +345,32 @@ fn entries_in_registers(
 }
 
 /// How a stage is laid out whose values stay in registers.
-fn register_options(graph: &Graph, schedule: &Schedule, family: &Family) -> graph_to_nvvm::Options {
-    let parts = parts(graph, schedule.parts.unwrap_or(1));
+fn register_options(stage: &Stage, schedule: &Schedule, family: &Family) -> graph_to_nvvm::Options {
+    let graph = &stage.graph;
+    // What goes from span to span is little, and shared by as many as can be.
+    let parts = match (graph.span, schedule.spans) {
+        (None, Some(_)) => parts(graph, *PARTS.end()),
+        (_, _) => parts(graph, schedule.parts.unwrap_or(1)),
+    };
     // A narrow part of an axis is little work for many warps.
     let narrow = parts.is_some_and(|(axis, parts)| graph.dim(axis).size / parts <= 32);
-    let threads = schedule.threads.unwrap_or(if narrow { 128 } else { 256 });
+    // An inverse waits for itself more than it computes: small blocks, several beside each other.
+    let inverse = graph.nodes.iter().any(|node| matches!(node.op, Op::Inverse(_)));
+    let waits = stage.name == "prepare" && inverse;
+    let threads = schedule.threads.unwrap_or(if narrow || waits { 128 } else { 256 });
     graph_to_nvvm::Options {
         warps: threads / 32,
         shared_limit: family.shared_limit,
         parts,
         ahead: true,
         whole_operands: true,
-        resident: if parts.is_some() && threads > 128 { 2 } else { 1 },
+        exact_edits: schedule.operands == DType::F32,
+        resident: match (waits, threads) {
+            (true, ..=128) if graph.rows() <= 32 => 3,
+            (true, ..=128) => 2,
+            (false, ..=128) | (true, _) => 1,
+            (false, _) => 1 + usize::from(parts.is_some()),
+        },
     }
 }
 

@@ -3,8 +3,8 @@
 //! Comes in: a graph and a product's operands. Goes out: whether they have to keep their digits. Edits of a chunk solve a
 //! triangular system. Where keys are alike, its inverse and the edits are much larger than what they come to together in a
 //! state or an output, and so is what rounding them leaves there; what an output multiplies them by counts as much as they
-//! do. Gradients are allowed more, and a backward pass has no room for more digits: there only products with the inverse
-//! itself keep them.
+//! do. That takes three products for one, so it is done only where it is asked for ([`crate::schedule::Schedule::operands`]),
+//! and never in a backward pass, which has no room for it; products with the inverse itself keep their digits always.
 //!
 //! A kernel tells what an earlier one handed on by its name: [`INVERSE`], [`EDITS`].
 
@@ -15,10 +15,16 @@ pub const INVERSE: &str = "handed.inverse";
 /// What the name of handed edits begins with.
 pub const EDITS: &str = "handed.edits";
 
-/// Whether the operands of a product have to keep their digits.
-pub fn is_exact(graph: &Graph, a: NodeId, b: NodeId) -> bool {
+/// Whether the operands of a product have to keep their digits; with `edits`, in a forward pass those of edits too.
+pub fn is_exact(graph: &Graph, a: NodeId, b: NodeId, edits: bool) -> bool {
     let either = |is: fn(&Graph, NodeId) -> bool| is(graph, a) || is(graph, b);
-    either(of_inverse) || !graph.reverse && either(of_edits)
+    either(of_inverse) || edits && !is_backward(graph) && either(of_edits)
+}
+
+/// Whether a graph computes gradients, or a part of them that goes through chunks in any order.
+fn is_backward(graph: &Graph) -> bool {
+    let is_cotangent = |node: &super::ir::Node| matches!(&node.op, Op::Input { kind: InputKind::Cotangent, .. });
+    graph.reverse || graph.nodes.iter().any(is_cotangent)
 }
 
 /// Whether a value is of the inverse of a triangular system.

@@ -8,7 +8,7 @@ mod bind;
 mod gated;
 mod plan;
 
-use super::ir::{DimId, Graph, InputKind, NodeId, Op};
+use super::ir::{Begin, DimId, Graph, InputKind, NodeId, Op};
 use crate::tensor::{Bundle, Tensor};
 use bind::Placed;
 pub use bind::{Extent, InterpError};
@@ -69,6 +69,8 @@ struct Run<'r> {
     inputs: Vec<(NodeId, Source<'r>)>,
     /// By carry: where its first value comes from.
     first: Vec<Option<&'r Tensor>>,
+    /// Spans of a sequence for which tensors have room; one where there are no spans.
+    spans: usize,
     /// By carry: its value between steps, and where its elements stand in a tensor.
     carried: Vec<(Vec<f64>, Placed)>,
     /// By output and by save: where the elements stand.
@@ -134,10 +136,14 @@ impl<'r> Run<'r> {
             shape.extend(sizes(&graph.output_layout(name)));
             results.insert(name.clone(), Tensor::zeros(&shape));
         }
+        let spans = graph.span_tokens().map_or(1, |tokens| extent.steps(tokens));
+        let leading = match graph.span {
+            Some(_) => vec![extent.sequences(), spans, extent.heads],
+            None => vec![extent.sequences(), extent.heads],
+        };
         let mut first = Vec::new();
         let mut carried = Vec::new();
         for carry in &graph.carries {
-            let leading = [extent.sequences(), extent.heads];
             let inner = sizes(&carry.layout);
             let init = carry.init.as_ref().filter(|name| bundle.contains_key(*name));
             first.push(init.map(|name| bind::exact_tensor(bundle, name, &leading, &inner)).transpose()?);
@@ -147,7 +153,7 @@ impl<'r> Run<'r> {
             if let Some(name) = &carry.last {
                 let mut shape = match is_parameter_gradient(name) {
                     true => vec![extent.heads_of_result(bundle, name, 0)],
-                    false => leading.to_vec(),
+                    false => leading.clone(),
                 };
                 shape.extend(inner);
                 results.insert(name.clone(), Tensor::zeros(&shape));
@@ -167,22 +173,48 @@ impl<'r> Run<'r> {
             Placed::new(graph, dims, dims)
         });
         let (outputs, saves) = (outputs.collect(), saves.collect());
-        Ok(Run { graph, extent, inputs, first, carried, outputs, saves, results })
+        Ok(Run { graph, extent, inputs, first, spans, carried, outputs, saves, results })
     }
 
     /// All steps of one sequence and head.
     fn item(&mut self, plan: &Plan, frame: &mut Frame, sequence: usize, head: usize) {
-        let block = sequence * self.extent.heads + head;
-        for ((value, placed), init) in self.carried.iter_mut().zip(&self.first) {
-            match init {
-                Some(tensor) => placed.load(value, &tensor.data[block * placed.inner..]),
-                None => value.fill(0.0),
+        let (_, _, length) = self.extent.sequence(sequence);
+        let n_steps = length.div_ceil(self.graph.tokens);
+        match self.graph.span {
+            None => self.steps(plan, frame, (sequence, head, 0), 0..n_steps),
+            Some(steps) => {
+                for span in 0..n_steps.div_ceil(steps) {
+                    let own = span * steps..n_steps.min((span + 1) * steps);
+                    self.steps(plan, frame, (sequence, head, span), own);
+                }
+            }
+        }
+    }
+
+    /// Steps that follow one another: all of an item's, or those of one span.
+    fn steps(
+        &mut self,
+        plan: &Plan,
+        frame: &mut Frame,
+        (sequence, head, span): (usize, usize, usize),
+        own: std::ops::Range<usize>,
+    ) {
+        let block = (sequence * self.spans + span) * self.extent.heads + head;
+        for (((value, placed), init), carry) in self.carried.iter_mut().zip(&self.first).zip(&self.graph.carries) {
+            match (init, carry.begins) {
+                (Some(tensor), _) => placed.load(value, &tensor.data[block * placed.inner..]),
+                (None, Begin::Zero) => value.fill(0.0),
+                (None, Begin::One) => value.fill(1.0),
+                (None, Begin::Identity) => {
+                    let rows = value.len().isqrt();
+                    value.fill(0.0);
+                    value.iter_mut().step_by(rows + 1).for_each(|element| *element = 1.0);
+                }
             }
         }
         let (batch, start, length) = self.extent.sequence(sequence);
-        let n_steps = length.div_ceil(self.graph.tokens);
-        for turn in 0..n_steps {
-            let number = if self.graph.reverse { n_steps - 1 - turn } else { turn };
+        for turn in 0..own.len() {
+            let number = if self.graph.reverse { own.end - 1 - turn } else { own.start + turn };
             let offset = number * self.graph.tokens;
             let count = self.graph.tokens.min(length - offset);
             let step = Step { sequence, head, number, first: (batch, start + offset), count };

@@ -7,7 +7,8 @@
 //! # Meaning
 //! A [`Graph`] is the body of a loop over the *steps* of one sequence and head. A step takes `tokens` consecutive
 //! tokens: one in a token graph, a chunk otherwise; the last step may take fewer. What goes from step to step is
-//! listed in `carries`. With `reverse` the steps run from the last to the first.
+//! listed in `carries`. With `reverse` the steps run from the last to the first. With `span` so many steps make a span,
+//! the last one perhaps fewer, and spans know nothing of each other: carries begin anew in each.
 //!
 //! A node's value is an array over its `dims`, a *set of named dimensions* listed in canonical order ([`DimKind`],
 //! then rank): two values are combined by name, never by position. Dimension sizes are numbers here.
@@ -104,6 +105,8 @@ pub struct Graph {
     pub tokens: usize,
     /// Steps run from the last to the first.
     pub reverse: bool,
+    /// Steps of a span, if carries begin anew in each: their first and last values are then tensors of one value a span.
+    pub span: Option<usize>,
     /// What goes from step to step.
     pub carries: Vec<Carry>,
     /// Per-token results.
@@ -123,12 +126,26 @@ pub struct Carry {
     pub input: NodeId,
     /// Its value after the step.
     pub output: NodeId,
-    /// Tensor with its first value; zero without.
+    /// Tensor with its first value; `begins` without.
     pub init: Option<String>,
+    /// Its first value where no tensor gives it.
+    pub begins: Begin,
     /// Tensor that takes its last value.
     pub last: Option<String>,
     /// Order of dimensions in those tensors.
     pub layout: Vec<DimId>,
+}
+
+/// The first value of a carry that no tensor gives.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Begin {
+    /// Zero.
+    #[default]
+    Zero,
+    /// One everywhere.
+    One,
+    /// One where the positions of its two dimensions, which have one size, are equal; zero elsewhere.
+    Identity,
 }
 
 /// A value and where it came from.
@@ -610,6 +627,10 @@ impl Graph {
             let dims = value.map_or(&[][..], |(_, node)| &self.node(*node).dims);
             dims.iter().copied().filter(|&dim| Some(dim) != self.time).collect()
         })
+    }
+    /// Tokens of a span, where there are spans.
+    pub fn span_tokens(&self) -> Option<usize> {
+        self.span.map(|steps| steps * self.tokens)
     }
     /// Rows of the row dimension (1 in a token graph).
     pub fn rows(&self) -> usize {

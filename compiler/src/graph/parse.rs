@@ -44,6 +44,7 @@ pub fn parse(text: &str) -> Parsed<Graph> {
         time: None,
         tokens: 1,
         reverse: false,
+        span: None,
         carries: Vec::new(),
         outputs: Vec::new(),
         layouts: Vec::new(),
@@ -382,6 +383,9 @@ impl Parser {
             self.graph.time = Some(self.dim()?);
         }
         self.graph.reverse = self.word("reverse");
+        if self.setting("span")? {
+            self.graph.span = Some(self.integer()?);
+        }
         self.graph.nodes = self.nodes(0)?;
         while self.word("carry") {
             let carry = self.carry()?;
@@ -428,6 +432,10 @@ impl Parser {
         self.expect_mark("->")?;
         let output = self.node_id()?;
         let init = if self.setting("init")? { Some(self.name()?) } else { None };
+        let begins = match self.word("from") {
+            true => self.one_of(&[(Begin::One, "one"), (Begin::Identity, "identity")], "`one` or `identity`")?,
+            false => Begin::Zero,
+        };
         let last = if self.setting("final")? { Some(self.name()?) } else { None };
         // After the carries stand outputs' layouts: those begin with a name.
         let own = matches!(self.tokens.get(self.next + 1), Some(Located { token: Token::Mark("["), .. }));
@@ -435,7 +443,7 @@ impl Parser {
             true => self.bracketed_dims()?,
             false => self.graph.nodes.get(input.index()).map_or(Vec::new(), |node| node.dims.clone()),
         };
-        Ok(Carry { name, input, output, init, last, layout })
+        Ok(Carry { name, input, output, init, begins, last, layout })
     }
 
     /// Nodes up to whatever is none.

@@ -10,9 +10,10 @@
 //! ```text
 //! graph    = "graph" name "{" dim* step node* carry* output* layout* save* "}"
 //! dim      = "dim" name ":" ("slot" | "block" | "block_col" | "row" | "col" | "axis" rank) size
-//! step     = "step" "tokens" "=" integer ("time" "=" dim)? "reverse"?
+//! step     = "step" "tokens" "=" integer ("time" "=" dim)? "reverse"? ("span" "=" integer)?
 //! node     = %n "=" operation ":" "[" dims "]"
-//! carry    = "carry" name "=" %n "->" %n ("init" "=" name)? ("final" "=" name)? ("layout" "[" dims "]")?
+//! carry    = "carry" name "=" %n "->" %n ("init" "=" name)? ("from" ("one" | "identity"))? ("final" "=" name)?
+//!            ("layout" "[" dims "]")?
 //! output   = "output" name "=" %n
 //! layout   = "layout" name "[" dims "]"
 //! save     = "save" name "=" %n
@@ -205,14 +206,21 @@ impl Printer<'_> {
         }
         let time = graph.time.map_or(String::new(), |time| format!(" time={}", self.dim(time)));
         let reverse = if graph.reverse { " reverse" } else { "" };
-        self.line(1, &Place::Step, &format!("step tokens={}{time}{reverse}", graph.tokens));
+        let span = graph.span.map_or(String::new(), |steps| format!(" span={steps}"));
+        self.line(1, &Place::Step, &format!("step tokens={}{time}{reverse}{span}", graph.tokens));
         self.nodes(1, &graph.nodes, &[]);
         for (idx, carry) in graph.carries.iter().enumerate() {
             let mut text = format!("carry {} = %{} -> %{}", quoted(&carry.name), carry.input.0, carry.output.0);
-            for (word, tensor) in [("init", &carry.init), ("final", &carry.last)] {
-                if let Some(tensor) = tensor {
-                    let _ = write!(text, " {word}={}", quoted(tensor));
-                }
+            if let Some(tensor) = &carry.init {
+                let _ = write!(text, " init={}", quoted(tensor));
+            }
+            text.push_str(match carry.begins {
+                Begin::Zero => "",
+                Begin::One => " from one",
+                Begin::Identity => " from identity",
+            });
+            if let Some(tensor) = &carry.last {
+                let _ = write!(text, " final={}", quoted(tensor));
             }
             if graph.nodes.get(carry.input.index()).map(|node| &node.dims) != Some(&carry.layout) {
                 let _ = write!(text, " layout [{}]", self.dims(&carry.layout));

@@ -86,6 +86,9 @@ impl Verifier<'_> {
         if graph.tokens == 0 {
             self.complain(Place::Step, "a step takes at least one token");
         }
+        if graph.span == Some(0) {
+            self.complain(Place::Step, "a span has at least one step");
+        }
         match graph.time.map(|time| graph.dims.get(time.index())) {
             None if graph.tokens > 1 => self.complain(Place::Step, "several tokens a step, but no row dimension"),
             None => {}
@@ -205,6 +208,11 @@ impl Verifier<'_> {
             if input.dims != output.dims {
                 let complaint = format!("%{} and %{} have different dimensions", carry.input.0, carry.output.0);
                 self.complain(place.clone(), complaint);
+            }
+            let sizes: Vec<usize> =
+                input.dims.iter().filter_map(|dim| graph.dims.get(dim.index())).map(|dim| dim.size).collect();
+            if carry.begins == Begin::Identity && !matches!(sizes[..], [rows, cols] if rows == cols) {
+                self.complain(place.clone(), "only a square matrix can begin as the identity");
             }
             if !self.lays_out(&carry.layout, &input.dims) {
                 self.complain(place, format!("its layout has not the dimensions of %{}", carry.input.0));

@@ -5,7 +5,7 @@
 //! Never looks for structure: that is [`crate::derive`]'s work.
 
 use crate::graph::build::Builder;
-use crate::graph::ir::{Binary, Carry, Compare, DimId, DimKind, Graph, InputKind, NodeId, Op, Unary};
+use crate::graph::ir::{Begin, Binary, Carry, Compare, DimId, DimKind, Graph, InputKind, NodeId, Op, Unary};
 use chunkwise_dsl::instance::Instance;
 use chunkwise_dsl::program::{
     self as program, AxisId, ExprId, ExprKind, Index, LocalId, LoopVarId, Program, Reduce, Stmt, TensorKind,
@@ -93,6 +93,7 @@ pub fn program_to_graph(instance: &Instance) -> TokenGraph {
             input: versions[0].node,
             output: versions.last().expect("a state has its first version").node,
             init: Some(format!("init.{}", s.name)),
+            begins: Begin::Zero,
             last: Some(format!("final.{}", s.name)),
             layout: layout(&s.axes),
         })
@@ -111,6 +112,7 @@ pub fn program_to_graph(instance: &Instance) -> TokenGraph {
         time: None,
         tokens: 1,
         reverse: false,
+        span: None,
         carries,
         outputs,
         layouts,

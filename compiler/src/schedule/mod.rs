@@ -7,7 +7,7 @@
 //! ```text
 //! schedule = stages ("," setting)*
 //! stages   = "fused" | "prepare + pass" | "pass + outputs" | "prepare + pass + outputs"
-//! setting  = "chunk" integer | "threads" integer | "parts" integer | "forward" stages
+//! setting  = "chunk" integer | "threads" integer | "parts" integer | "spans" integer | "forward" stages
 //!          | ("states" | "operands") ("f32" | "bf16" | "f16")
 //! ```
 //! as in `prepare + pass + outputs, chunk 64, threads 256, operands bf16`. What is not said is left to the compiler.
@@ -17,6 +17,7 @@ pub mod cost;
 use crate::compile::CHUNKS;
 use crate::error::CompileError;
 use crate::graph::ir::{Graph, Op};
+use crate::graph::split::can_be_in_spans;
 use chunkwise_abi::DType;
 use std::fmt;
 use std::str::FromStr;
@@ -26,6 +27,9 @@ pub const THREADS: std::ops::RangeInclusive<usize> = 32..=1024;
 
 /// Parts of an axis that blocks may take.
 pub const PARTS: std::ops::RangeInclusive<usize> = 1..=16;
+
+/// Chunks a span may have.
+pub const SPANS: std::ops::RangeInclusive<usize> = 1..=4096;
 
 /// How a recurrence is laid out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -41,6 +45,8 @@ pub struct Schedule {
     /// Blocks that share a head, each with its part of an axis, in kernels whose chunks wait for each other and where that
     /// is possible; none leaves it to the compiler.
     pub parts: Option<usize>,
+    /// Chunks of a span of the sequence, if spans are to go side by side: states at their starts are found first.
+    pub spans: Option<usize>,
     /// Type of the states that one kernel hands to a later one, whatever that does with them. A state inside a kernel is
     /// float32 all the same.
     pub states: DType,
@@ -58,6 +64,7 @@ impl Schedule {
             chunk: None,
             threads: None,
             parts: None,
+            spans: None,
             states: DType::F32,
             operands: DType::F32,
         }
@@ -129,6 +136,9 @@ impl fmt::Display for Schedule {
         if let Some(parts) = self.parts {
             write!(f, ", parts {parts}")?;
         }
+        if let Some(spans) = self.spans {
+            write!(f, ", spans {spans}")?;
+        }
         for (name, dtype) in [("states", self.states), ("operands", self.operands)] {
             match dtype {
                 DType::F32 => {}
@@ -168,21 +178,47 @@ pub fn choose_for(
 /// Where values stay in registers, as measured on an H200 (the table is in the book). With enough heads a block for each
 /// is faster than anything that writes states and reads them again; but the backward of a decay inside a sum has more to
 /// do that knows no state than one block a head can, and a step that waits for its own triangular system is better short.
-/// With fewer heads, as many parts of each as there are multiprocessors for.
+/// With fewer heads, spans of the sequence beside each other, as many as there are multiprocessors for; or, where states
+/// do not allow it or sequences are short, parts of each head.
 fn in_registers(graphs: &[&Graph], gpu: &cost::Gpu, load: &cost::Load) -> Schedule {
     let any = |wanted: fn(&Op) -> bool| graphs.iter().any(|graph| graph.nodes.iter().any(|node| wanted(&node.op)));
     let inside = any(|op| matches!(op, Op::Gated { .. }));
     let solves = any(|op| matches!(op, Op::Solve(_)));
+    let gradients = graphs.iter().any(|graph| graph.reverse);
     let usual = |stages| Schedule { states: DType::BF16, operands: DType::BF16, ..Schedule::of(stages) };
+    let chunk = (inside || solves).then_some(32);
+    // Systems are solved once, and two blocks at a time wait for each other's steps.
+    let solved_first = {
+        let prepared = Schedule { forward: Some(Stages::PreparePass), ..usual(Stages::PreparePass) };
+        Schedule { chunk, parts: Some(2), threads: Some(128), ..prepared }
+    };
+    let many = match (solves && !inside && !gradients, inside) {
+        (true, _) => solved_first,
+        (false, true) => Schedule { chunk, forward: Some(Stages::Fused), parts: Some(1), ..usual(Stages::PreparePass) },
+        (false, false) => Schedule { chunk, forward: Some(Stages::Fused), parts: Some(1), ..usual(Stages::Fused) },
+    };
     if 4 * load.items >= 3 * gpu.multiprocessors {
-        let stages = if inside { Stages::PreparePass } else { Stages::Fused };
-        let chunk = (inside || solves).then_some(32);
-        return Schedule { chunk, forward: Some(Stages::Fused), parts: Some(1), ..usual(stages) };
+        return many;
+    }
+    let spans = (gpu.multiprocessors / load.items.max(1)).max(1);
+    let steps = load.tokens / (spans * chunk.unwrap_or(64));
+    // Where systems are solved, spans have every step computed three times over: few of them are no gain to gradients.
+    let worth = !(solves && gradients && !inside && spans < 8);
+    if worth && steps >= SHORTEST_SPAN && graphs.iter().all(|graph| can_be_in_spans(graph)) {
+        let spans = Some(steps.min(*SPANS.end()));
+        return match (solves, gradients) {
+            (true, false) => Schedule { spans, ..solved_first },
+            (true, true) if !inside => Schedule { chunk, parts: Some(2), spans, ..usual(Stages::PreparePass) },
+            (_, _) => Schedule { spans, ..many },
+        };
     }
     let fits = |parts: &usize| parts.is_power_of_two() && load.items * parts <= gpu.multiprocessors;
     let parts = (1..=*PARTS.end()).rev().find(fits).unwrap_or(1);
     Schedule { parts: Some(parts), chunk: inside.then_some(32), ..usual(Stages::PreparePassOutputs) }
 }
+
+/// Chunks of a span below which finding the states at its start costs more than it saves.
+const SHORTEST_SPAN: usize = 8;
 
 /// Why a text is no schedule, and what to write instead.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -222,11 +258,12 @@ impl FromStr for Schedule {
                 }
                 "forward" => schedule.forward = Some(kernels(value)?),
                 "parts" => schedule.parts = Some(number(name, value, &PARTS)?),
+                "spans" => schedule.spans = Some(number(name, value, &SPANS)?),
                 "states" => schedule.states = dtype(name, value)?,
                 "operands" => schedule.operands = dtype(name, value)?,
                 _ => {
                     return Err(ScheduleError(format!(
-                        "`{part}` is no setting; write `chunk 64`, `threads 256`, `parts 2`, `forward fused`, `states bf16` or `operands bf16`"
+                        "`{part}` is no setting; write `chunk 64`, `threads 256`, `parts 2`, `spans 32`, `forward fused`, `states bf16` or `operands bf16`"
                     )));
                 }
             }

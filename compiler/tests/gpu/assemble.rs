@@ -1,13 +1,14 @@
 //! Every example compiles to PTX for every family; where NVIDIA's assembler is found, it takes the PTX, and no kernel
-//! takes more shared memory or registers than its family has. What spills is printed, not refused: some backwards still
-//! do, as the book's chapter on GPUs says.
+//! takes more shared memory or registers than its family has. On Hopper nothing spills that is not said here; elsewhere,
+//! where a block has less than half the shared memory, what spills is printed.
 
 use chunkwise_abi::gpu::GpuModule;
 use chunkwise_abi::{DType, Signature};
-use chunkwise_compiler::artifact::{Parts, USUAL_SCHEDULE, compile_gpu, compile_gpu_and};
+use chunkwise_compiler::artifact::{Parts, choose_schedule, compile_gpu, compile_gpu_and};
 use chunkwise_compiler::compile::Request;
 use chunkwise_compiler::derive::form::{Form, Inside};
 use chunkwise_compiler::error::CompileError;
+use chunkwise_compiler::schedule::cost::{Gpu, Load};
 use chunkwise_compiler::target::nvptx::FAMILIES;
 use chunkwise_dsl::instance::Instance;
 use std::collections::BTreeMap;
@@ -23,9 +24,24 @@ pub fn assembler() -> Option<PathBuf> {
     Command::new(&program).arg("--version").output().ok().filter(|out| out.status.success()).map(|_| program)
 }
 
-/// What the assembler had to put into memory of a thread's own.
-fn spilled(report: &str) -> Option<&str> {
-    report.lines().find(|line| line.contains("bytes stack frame") && !line.trim().starts_with("0 bytes stack frame"))
+/// Kernels that lack registers on Hopper, laid out for heads that fill it, and bytes a thread may write to memory for it:
+/// gradients of decays inside sums hold more than there are, a few others a word or two at their fullest.
+const LACKING: [(&str, usize); 0] = [];
+
+/// Kernels, and bytes of a thread's own that the assembler had to put into memory.
+fn spills(report: &str) -> Vec<(String, usize)> {
+    let mut found = Vec::new();
+    let mut kernel = String::new();
+    for line in report.lines() {
+        if let Some(name) = line.split('\'').nth(1).filter(|_| line.contains("Compiling entry function")) {
+            kernel = name.to_owned();
+        }
+        let stores = line.split("bytes stack frame, ").nth(1).and_then(|rest| rest.split(' ').next());
+        if let Some(bytes) = stores.and_then(|bytes| bytes.parse().ok()) {
+            found.push((kernel.clone(), bytes));
+        }
+    }
+    found
 }
 
 /// What the assembler says of a module: of its registers and memory, or why it does not take it.
@@ -50,10 +66,14 @@ fn assemble(assembler: &Path, name: &str, module: &GpuModule) -> Vec<String> {
         Ok(report) => report,
         Err(report) => return vec![format!("{name}: does not assemble:\n{report}")],
     };
-    if let Some(line) = spilled(&report) {
-        println!("{name}: {}", line.trim());
-    }
     let mut wrong = Vec::new();
+    for (kernel, bytes) in spills(&report).into_iter().filter(|(_, bytes)| *bytes > 0) {
+        let allowed = LACKING.iter().find(|(known, _)| kernel.strip_prefix("cw_") == Some(known)).map_or(0, |it| it.1);
+        match module.arch == "sm_90a" && bytes > allowed {
+            true => wrong.push(format!("{kernel}: {bytes} bytes a thread are put into memory, {allowed} are known of")),
+            false => println!("{kernel} {}: {bytes} bytes a thread are put into memory", module.arch),
+        }
+    }
     for line in report.lines().filter(|line| line.contains("Used ")) {
         let registers = line.split("Used ").nth(1).and_then(|rest| rest.split(' ').next());
         let registers: usize = registers.and_then(|n| n.parse().ok()).expect("ptxas says how many registers are used");
@@ -117,7 +137,10 @@ fn one_example(file: &Path, assembler: Option<&Path>) -> Vec<String> {
     for (form, chunk) in [(Form::Chunkwise, None), (Form::Recurrent, None)] {
         let request = Request { form, chunk, max_length: 0, backward: true, inside: Inside::default() };
         for family in FAMILIES {
-            let recurrence = match compile_gpu(&instance, &request, Parts::Both, DType::BF16, family, &USUAL_SCHEDULE) {
+            // As a library has it.
+            let gpu = Gpu::of(family.capability, Gpu::H200.multiprocessors);
+            let schedule = choose_schedule(&instance, &request, Parts::Both, DType::BF16, &gpu, &Load::MANY).unwrap();
+            let recurrence = match compile_gpu(&instance, &request, Parts::Both, DType::BF16, family, &schedule) {
                 Ok(recurrence) => recurrence,
                 Err(CompileError::Limit { .. }) => continue,
                 Err(error) => panic!("{what} {form:?} {}: {error:?}", family.name),

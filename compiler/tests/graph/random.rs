@@ -76,6 +76,7 @@ fn draw_graph(draw: &mut Draw) -> Graph {
         time: Some(T),
         tokens: 3,
         reverse: draw.below(2) == 0,
+        span: None,
         carries: Vec::new(),
         outputs: Vec::new(),
         layouts: Vec::new(),
@@ -103,7 +104,7 @@ fn draw_graph(draw: &mut Draw) -> Graph {
             (0..graph.nodes.len()).rev().find(|&at| graph.nodes[at].dims == dims).expect("the input itself fits");
         let last = (draw.below(2) == 0).then(|| format!("final.{name}"));
         let (output, init) = (NodeId(fits as u32), Some(format!("init.{name}")));
-        graph.carries.push(Carry { name: name.into(), input, output, init, last, layout: dims });
+        graph.carries.push(Carry { name: name.into(), input, output, init, begins: Begin::Zero, last, layout: dims });
     }
     for at in 6..graph.nodes.len() {
         if graph.nodes[at].dims.contains(&T) && draw.below(4) == 0 {

@@ -256,6 +256,7 @@ fn draw_graph(draw: &mut Draw) -> Graph {
         time: Some(T),
         tokens: if draw.below(2) == 0 { rows } else { rows - 1 },
         reverse: draw.below(2) == 0,
+        span: None,
         carries: Vec::new(),
         outputs: Vec::new(),
         layouts: Vec::new(),
@@ -289,7 +290,7 @@ fn draw_graph(draw: &mut Draw) -> Graph {
         let layout = graph.node(input).dims.clone();
         let last = (draw.below(3) > 0).then(|| format!("final.{name}"));
         let init = (draw.below(3) > 0).then(|| format!("init.{name}"));
-        graph.carries.push(Carry { name: name.into(), input, output: input, init, last, layout });
+        graph.carries.push(Carry { name: name.into(), input, output: input, init, begins: Begin::Zero, last, layout });
     }
     // Matrices over pairs of tokens, and values over columns, which much else needs.
     push(&mut graph, Op::Rename(NodeId(1), T, S));

@@ -1,6 +1,6 @@
 //! Every example, forward and backward, under every schedule: as the whole graph to the last bit, and as the reference.
 
-use super::{compare, graphs};
+use super::{can_be_in_spans, compare, graphs};
 use crate::draw::{Case, Regime};
 use chunkwise_compiler::compile::{Request, derive};
 use chunkwise_compiler::derive::form::{Form, Inside};
@@ -123,6 +123,28 @@ fn stages_of_every_example() {
             }
         }
     }
+}
+
+#[test]
+fn examples_that_can_be_in_spans() {
+    let mut not = Vec::new();
+    for (at, (_, program)) in examples().iter().enumerate() {
+        let case = Case::draw(at as u64, program);
+        let instance = Instance::new(program, &case.sizes, &BTreeMap::new()).unwrap();
+        let request =
+            Request { form: Form::Chunkwise, chunk: Some(16), max_length: 64, backward: true, inside: Inside::Pairs };
+        let mut graphs = graphs(&derive(&instance, &request).unwrap());
+        for graph in &mut graphs {
+            pass::run(graph, FOR_TENSOR_CORES, &mut pass::Options { verify: true, dump: None }).unwrap();
+            if !graph.carries.is_empty() && !can_be_in_spans(graph) {
+                not.push(graph.name.clone());
+            }
+        }
+    }
+    // Theirs are scans, which go over tokens one by one.
+    let scans = ["hgrn", "mamba1"]
+        .map(|name| ["forward", "forward_saving", "backward"].map(|of| format!("{name}.chunkwise.{of}")));
+    assert_eq!(not, scans.concat(), "of these, a span is not seen to be an affine map");
 }
 
 #[test]

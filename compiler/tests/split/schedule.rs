@@ -24,6 +24,7 @@ fn schedules_print_and_parse() {
                             chunk,
                             threads,
                             parts: chunk.map(|_| 2),
+                            spans: threads.map(|_| 32),
                             states,
                             operands,
                         };
@@ -53,6 +54,7 @@ fn what_is_no_schedule_is_refused_with_what_to_write() {
         ("fused, threads 2048", "1024"),
         ("fused, threads 64, threads 64", "twice"),
         ("fused, states f64", "bf16"),
+        ("fused, spans 0", "spans 64"),
         ("fused, warps 4", "threads 256"),
     ] {
         let error = text.parse::<Schedule>().expect_err(text).to_string();
@@ -89,20 +91,35 @@ fn few_heads_are_not_left_to_one_kernel() {
     }
 }
 
-/// Where values stay in registers, heads that fill the GPU go through in one kernel, and fewer are taken in parts that fit.
+/// Where values stay in registers, heads that fill the GPU go through in one kernel; fewer have spans beside each other,
+/// as many as fit; and short sequences of few are taken in parts, as are gradients where systems are solved and spans
+/// would be few.
 #[test]
-fn fewer_heads_are_taken_in_parts() {
+fn fewer_heads_are_taken_in_spans_or_parts() {
     for name in ["gated_delta_rule", "kda", "linear_attention", "gla"] {
-        let graphs = [0, 1, 2].map(|direction| graph(name, direction));
-        for load in [Load::MANY, Load::SOME, Load::FEW] {
-            let chosen = choose_for(&graphs.each_ref(), DType::BF16, &Gpu::H200, &load).unwrap();
-            let parts = chosen.parts.expect("it says how many");
-            if load == Load::MANY {
-                assert_eq!((chosen.forward, parts), (Some(Stages::Fused), 1), "{name}");
-            } else {
-                assert_eq!(chosen.stages, Stages::PreparePassOutputs, "{name}");
-                assert!(parts > 1 && parts * load.items <= Gpu::H200.multiprocessors, "{name}: {chosen}");
+        let all = [0, 1, 2].map(|direction| graph(name, direction));
+        for graphs in [&all[..1], &all[1..], &all[..]] {
+            let graphs: Vec<&Graph> = graphs.iter().collect();
+            let chosen = |load: &Load| choose_for(&graphs, DType::BF16, &Gpu::H200, load).unwrap();
+            let many = chosen(&Load::MANY);
+            let alone = name == "gated_delta_rule" && graphs.len() == 1;
+            let wanted = if alone { (Stages::PreparePass, 2) } else { (Stages::Fused, 1) };
+            assert_eq!((many.forward, many.parts, many.spans), (Some(wanted.0), Some(wanted.1), None), "{name}");
+            for load in [Load::SOME, Load::FEW] {
+                let chosen = chosen(&load);
+                if name == "gated_delta_rule" && load == Load::SOME && graphs.len() > 1 {
+                    assert_eq!((chosen.stages, chosen.spans), (Stages::PreparePassOutputs, None), "{name}");
+                    continue;
+                }
+                let tokens = chosen.spans.expect("it says how many") * chosen.chunk.unwrap_or(64);
+                let blocks = load.items * load.tokens.div_ceil(tokens);
+                let fits = Gpu::H200.multiprocessors / 2..=Gpu::H200.multiprocessors;
+                assert!(fits.contains(&blocks), "{name}: {chosen}");
             }
+            let short = chosen(&Load { tokens: 256, ..Load::FEW });
+            let parts = short.parts.expect("it says how many");
+            assert_eq!((short.stages, short.spans), (Stages::PreparePassOutputs, None), "{name}");
+            assert!(parts > 1 && parts * Load::FEW.items <= Gpu::H200.multiprocessors, "{name}: {short}");
         }
     }
 }

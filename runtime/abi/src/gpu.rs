@@ -70,6 +70,14 @@ pub enum Grid {
         /// Blocks of the axis.
         blocks: u32,
     },
+    /// One for each of equal blocks of an axis of each span of each head of each sequence, spans counted by the longest
+    /// sequence: `x` = span · blocks + block, `y = h`, `z = n`. A shorter sequence has nothing to do for its last spans.
+    Spans {
+        /// Tokens a span.
+        tokens: u32,
+        /// Blocks of the axis.
+        blocks: u32,
+    },
 }
 
 /// One kernel launch of a call on a GPU.

@@ -321,6 +321,15 @@ pub fn blocks(grid: Grid, batch: &Batch) -> Result<Option<[u32; 3]>, CudaError> 
                 rows(n_sequences, "the number of sequences")?,
             ]
         }
+        Grid::Spans { tokens, blocks } => {
+            let what = "the number of tokens";
+            let spans = batch.sequences.longest().div_ceil(tokens as usize);
+            [
+                along_x(spans.checked_mul(blocks as usize).ok_or_else(|| too_large(what))?, what)?,
+                rows(heads, "the number of heads")?,
+                rows(n_sequences, "the number of sequences")?,
+            ]
+        }
         Grid::Blocks { blocks } => {
             [blocks, rows(heads, "the number of heads")?, rows(n_sequences, "the number of sequences")?]
         }
@@ -356,7 +365,12 @@ fn describes_itself_well(module: &GpuModule, shared_memory: u32) -> Result<(), C
         if kernel.grid == (Grid::Chunk { tokens: 0 }) {
             return damaged(format!("`{symbol}` works on chunks of no tokens"));
         }
-        if matches!(kernel.grid, Grid::Blocks { blocks } if blocks == 0 || blocks as usize > MAX_BLOCKS) {
+        let none_or_many = |blocks: u32| blocks == 0 || blocks as usize > MAX_BLOCKS;
+        if match kernel.grid {
+            Grid::Item | Grid::Chunk { .. } => false,
+            Grid::Blocks { blocks } => none_or_many(blocks),
+            Grid::Spans { tokens, blocks } => tokens == 0 || none_or_many(blocks),
+        } {
             return damaged(format!("`{symbol}` works on {:?}", kernel.grid));
         }
     }
@@ -449,6 +463,10 @@ mod tests {
         assert_eq!(of(parts, equal(3, 0), 4), Some([2, 4, 3]));
         assert_eq!(of(parts, equal(0, 100), 4), None);
         assert!(blocks(parts, &batch(equal(70_000, 1), 1)).is_err());
+        let spans = Grid::Spans { tokens: 64, blocks: 3 };
+        assert_eq!(of(spans, equal(2, 65), 4), Some([6, 4, 2]));
+        assert_eq!(of(spans, equal(2, 0), 4), None);
+        assert!(blocks(Grid::Spans { tokens: 1, blocks: 1 << 20 }, &batch(equal(1, 1 << 20), 1)).is_err());
         assert!(blocks(parts, &batch(equal(1, 1), 70_000)).is_err());
         assert!(blocks(Grid::Item, &batch(equal(1 << 20, 1), 1 << 12)).is_err());
     }

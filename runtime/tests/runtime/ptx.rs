@@ -23,7 +23,7 @@ pub fn entry(symbol: &str, roles: &[Role], grid: Grid, body: &str) -> String {
             "  ld.param.u32 heads, [call+4];\n  mov.u32 block, %ctaid.x;\n  div.u32 n, block, heads;\n  rem.u32 h, \
              block, heads;\n"
         }
-        Grid::Chunk { .. } | Grid::Blocks { .. } => {
+        Grid::Chunk { .. } | Grid::Blocks { .. } | Grid::Spans { .. } => {
             "  ld.param.u32 heads, [call+4];\n  mov.u32 block, %ctaid.x;\n  mov.u32 h, %ctaid.y;\n  mov.u32 n, \
              %ctaid.z;\n  cvt.u64.u32 chunk, block;\n"
         }

@@ -95,6 +95,13 @@ pub fn binary(what: Binary, a: &Narrow, b: &Narrow) -> Narrow {
         B::DivideFloat => zip_float(a, b, |a, b| a / b),
         B::MinFloat => zip(a, b, min),
         B::MaxFloat => zip(a, b, max),
+        B::MaxBf16OrNan => zip(a, b, |a, b| {
+            let each = [(a << 16, b << 16), (a & !0xffff, b & !0xffff)].map(|(a, b)| {
+                let either = [a, b].map(f32::from_bits);
+                if either.iter().any(|it| it.is_nan()) { 0x7fff_0000 } else { max(a, b) }
+            });
+            each[0] >> 16 | each[1]
+        }),
         B::CopySign => zip(a, b, |a, b| a & 0x8000_0000 | b & 0x7fff_ffff),
         B::PackBf16 => zip(a, b, |a, b| to_bf16(a) << 16 | to_bf16(b)),
         B::PackF16 => zip(a, b, |a, b| to_f16(a) << 16 | to_f16(b)),

@@ -93,6 +93,8 @@ pub enum Binary {
     DivideFloat,
     MinFloat,
     MaxFloat,
+    /// Of both numbers of a register; no number where either is none.
+    MaxBf16OrNan,
     /// Two numbers to bfloat16, the first above the second.
     PackBf16,
     PackF16,
@@ -236,7 +238,6 @@ pub enum Operation {
     },
     Logic(Logic, Register, Register, Register),
     Negation(Register, Register),
-    MovePredicate(Register, Register),
     Load {
         space: Space,
         bytes: u32,

@@ -107,6 +107,7 @@ pub fn binary(opcode: &str) -> Option<Binary> {
         "div.rn.ftz.f32" => Binary::DivideFloat,
         "min.ftz.f32" => Binary::MinFloat,
         "max.ftz.f32" => Binary::MaxFloat,
+        "max.NaN.bf16x2" => Binary::MaxBf16OrNan,
         "copysign.f32" => Binary::CopySign,
         "cvt.rn.bf16x2.f32" => Binary::PackBf16,
         "cvt.rn.f16x2.f32" => Binary::PackF16,

@@ -4,7 +4,7 @@
 //! word of an opcode has to be known.
 
 use crate::instruction::{
-    Address, Binary, Exchange, Factors, Instruction, Logic, Operand, Operation, Register, Ternary,
+    Address, Binary, Compared, Exchange, Factors, Instruction, Logic, Operand, Operation, Register, Relation, Ternary,
 };
 use crate::opcodes::{binary, bytes_of, comparison, space_of, special, unary, vector_of};
 use std::collections::HashMap;
@@ -261,6 +261,15 @@ impl Reader {
                 counted(2)?;
                 self.movement(wide, x[0], x[1])
             }
+            // Also to what is known without data.
+            ["mov", "pred"] => {
+                counted(2)?;
+                if x[1].starts_with("%p") {
+                    return Ok(Operation::MovePredicate(self.predicate(x[0])?, self.predicate(x[1])?));
+                }
+                let (to, a, b) = (self.predicate(x[0])?, self.operand(x[1])?, self.operand("0")?);
+                Ok(Operation::Compare { compared: Compared::Unsigned, relation: Relation::NotEqual, to, a, b })
+            }
             ["cvt", to, from] => {
                 counted(2)?;
                 self.conversion(to, from, x[0], x[1])
@@ -294,10 +303,6 @@ impl Reader {
                     _ => Logic::Xor,
                 };
                 Ok(Operation::Logic(what, self.predicate(x[0])?, self.predicate(x[1])?, self.predicate(x[2])?))
-            }
-            ["mov", "pred"] => {
-                counted(2)?;
-                Ok(Operation::MovePredicate(self.predicate(x[0])?, self.predicate(x[1])?))
             }
             ["not", "pred"] => {
                 counted(2)?;
@@ -359,14 +364,20 @@ impl Reader {
             ["mma", "sync", "aligned", shape, "row", "col", "f32", a, b, "f32"] if a == b => {
                 counted(4)?;
                 let factors = match (shape, a) {
-                    ("m16n8k16", "bf16") => Factors::Bf16,
+                    ("m16n8k16" | "m16n8k8", "bf16") => Factors::Bf16,
                     ("m16n8k16", "f16") => Factors::F16,
                     ("m16n8k8", "tf32") => Factors::Tf32,
                     _ => return Err("this product is not known".to_owned()),
                 };
                 let d = listed(x[0]).iter().map(|name| self.narrow(name)).collect::<Read<Vec<_>>>()?;
                 let mut read = |text: &str| listed(text).iter().map(|it| self.operand(it)).collect::<Read<Vec<_>>>();
-                let (a, b, c) = (read(x[1])?, read(x[2])?, read(x[3])?);
+                let (mut a, mut b, c) = (read(x[1])?, read(x[2])?, read(x[3])?);
+                if shape == "m16n8k8" && factors == Factors::Bf16 && (a.len(), b.len()) == (2, 1) {
+                    // The same with zeros for the other half of what is summed over.
+                    let zero = read("0")?[0];
+                    a.extend([zero, zero]);
+                    b.push(zero);
+                }
                 let wrong = || "a fragment has another number of registers".to_owned();
                 let four = |it: Vec<Operand>| <[Operand; 4]>::try_from(it).map_err(|_| wrong());
                 let d = d.try_into().map_err(|_| wrong())?;

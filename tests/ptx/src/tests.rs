@@ -197,6 +197,13 @@ fn matrices_lie_as_ptx_says() {
                    mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32\n {%r5, %r9, %r6, %r7},\n \
                    {%r3, %r3, %r3, %r3},\n {%r3, %r3},\n {%r4, %r4, %r4, %r4};";
     assert_eq!(f32::from_bits(computed(product)[3]), 10.0);
+    let product = "mov.b32 %r3, 1065369472;\n mov.b32 %r4, 0f40000000;\n \
+                   mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32\n {%r9, %r5, %r6, %r7},\n \
+                   {%r3, %r3},\n {%r3},\n {%r4, %r4, %r4, %r4};";
+    assert_eq!(f32::from_bits(computed(product)[17]), 10.0);
+    // 1 beside no number, -2 beside 3.
+    let larger = "mov.b32 %r3, 0x3F807FC0;\n mov.b32 %r4, 0xC0004040;\n max.NaN.bf16x2 %r9, %r3, %r4;";
+    assert_eq!(computed(larger)[0], 0x3f80_7fff);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use crate::derive::recurrence::{Edit, LowRank, MatrixState};
 use crate::derive::rule::Rule;
 use crate::error::CompileError;
 use crate::graph::build::Builder;
-use crate::graph::ir::{Carry, DimId, InputKind, NodeId};
+use crate::graph::ir::{Begin, Carry, DimId, InputKind, NodeId};
 use crate::lower::program_to_graph::{TokenGraph, Version};
 use std::collections::HashMap;
 
@@ -52,7 +52,7 @@ pub fn collect_factors(token: &mut TokenGraph, arena: &mut Builder, state: usize
     let output = arena.times(factor, input);
     let versions = [(input, 0), (output, 1)].map(|(node, order)| Version { node, order });
     token.versions.push(versions.to_vec());
-    token.graph.carries.push(Carry { name, input, output, init: None, last: None, layout });
+    token.graph.carries.push(Carry { name, input, output, init: None, begins: Begin::Zero, last: None, layout });
     Ok(token.graph.carries.len() - 1)
 }
 

@@ -77,7 +77,7 @@ fn rounds_operands(graph: &Graph, node: &Node) -> bool {
     let is_mask = |x: NodeId| matches!(&graph.node(x).op, Op::Segment { gates, .. } if gates.events.is_empty());
     let [left, right] = [a, b].map(|x| &graph.node(*x).dims);
     let ends = node.dims.last().is_some_and(|last| left.contains(last) != right.contains(last));
-    let exact = is_mask(*a) || is_mask(*b) || is_exact(graph, *a, *b);
+    let exact = is_mask(*a) || is_mask(*b) || is_exact(graph, *a, *b, false);
     ends && !exact && on_tensor_cores(graph, left, right, over)
 }
 

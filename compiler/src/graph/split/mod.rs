@@ -14,6 +14,10 @@
 //! - `sums` has the carries that only add something up which nobody reads on the way (gradients of parameters). Then
 //!   `outputs` hands on what each step adds, and `sums` adds it in the order of the steps.
 //!
+//! With [`Schedule::spans`] the stage that has the carries is run over spans of the sequence that do not wait for each
+//! other, after stages that find the states at their starts ([`spans`]); then results are no longer the same to the last
+//! bit, since a span's states are computed in another order.
+//!
 //! A graph without carries is [`crate::tile::ir::Order::Any`] and becomes a block for each chunk on a GPU. A stage that
 //! would have nothing to do is left out; a graph without carries stays whole.
 //!
@@ -30,7 +34,9 @@
 
 mod cut;
 mod handed;
+mod linear;
 pub mod price;
+mod spans;
 
 use super::build::reachable;
 use super::ir::{Binary, Carry, Graph, InputKind, NodeId, Op};
@@ -45,6 +51,7 @@ use cut::{Choice, Choices, NEVER};
 pub use handed::Handed;
 use handed::{may_be_handed, only_multiplied, word};
 use price::{Prices, elements, node_work};
+pub use spans::can_be_in_spans;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What names of values handed on begin with.
@@ -53,7 +60,7 @@ pub const HANDED: &str = "handed.";
 /// One kernel's part of a graph.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Stage {
-    /// `fused`, `prepare`, `pass`, `outputs` or `sums`.
+    /// `fused`, `prepare`, `pass`, `outputs` or `sums`; in spans also `summary`, `factors`, `combine` or `spans`.
     pub name: &'static str,
     /// What it computes.
     pub graph: Graph,
@@ -87,6 +94,14 @@ pub fn split(graph: &Graph, schedule: &Schedule) -> Result<Vec<Stage>, CompileEr
 
 /// The stages of a graph where work is worth these prices.
 pub fn split_at(graph: &Graph, schedule: &Schedule, prices: &Prices) -> Result<Vec<Stage>, CompileError> {
+    let stages = by_dependence(graph, schedule, prices)?;
+    match schedule.spans {
+        Some(steps) => spans::in_spans(stages, steps, schedule.operands),
+        None => Ok(stages),
+    }
+}
+
+fn by_dependence(graph: &Graph, schedule: &Schedule, prices: &Prices) -> Result<Vec<Stage>, CompileError> {
     let stages = schedule.stages;
     if graph.carries.is_empty() || !(stages.prepares() || stages.has_outputs()) {
         return Ok(vec![Stage { name: "fused", graph: graph.clone(), reads: vec![], writes: vec![] }]);
@@ -425,6 +440,7 @@ impl<'g> Splitter<'g> {
             time: self.graph.time,
             tokens: self.graph.tokens,
             reverse,
+            span: None,
             carries,
             outputs,
             layouts,

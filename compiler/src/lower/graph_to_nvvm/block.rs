@@ -3,13 +3,14 @@
 //! Comes in: a graph and the tensors of a call. Goes out: text, through [`Writer`]. The parts of the lowering are
 //! methods of [`Block`], one file each; this one has what they share.
 
+use super::aside::{Aside, Lives};
 use super::index::{Interner, Ix, Linear};
 use super::memory::{Layout, Memory, Region, Touch};
 use super::product::Pattern;
 use super::segments::Segments;
 use super::shape::{Shape, Warps, extent};
 use super::{Options, Refusal};
-use crate::graph::ir::{DimId, Graph, NodeId, Op};
+use crate::graph::ir::{DimId, DimKind, Graph, NodeId, Op};
 use crate::lower::tile_to_mlir::functions::Functions;
 use crate::lower::tile_to_mlir::writer::{Elem, Ty, Val, Writer};
 use crate::lower::tile_to_nvvm::call::Tensor;
@@ -91,6 +92,8 @@ pub struct Tile {
     pub parts: (usize, usize),
     /// As [`Home::half`].
     pub half: Option<(Val, usize)>,
+    /// What is read is to be kept finite: logarithms, of which some may be of zero.
+    pub finite: bool,
 }
 
 /// The kernel being written.
@@ -132,8 +135,11 @@ pub struct Block<'g> {
     pub part: Option<(DimId, Val)>,
     /// Values in registers, for as long as the step lasts.
     pub values: HashMap<Key, Val>,
-    /// Which values those are.
+    /// Which values are there, or lie aside.
     pub held: HashSet<NodeId>,
+    /// When, and which lie aside.
+    pub lives: Lives,
+    pub aside: Aside,
     /// What was computed in this statement.
     pub recent: HashMap<Key, Val>,
     /// What was read in it: words of a region.
@@ -149,6 +155,8 @@ pub struct Block<'g> {
     pub visited: HashSet<NodeId>,
     /// Values that have to lie in shared memory too, since threads read what others computed.
     pub parked: BTreeSet<NodeId>,
+    /// Number of the block's span, where there are spans.
+    pub span: Option<Val>,
     /// Copies to shared memory are under way.
     pub under_way: bool,
     /// Inputs whose void rows are zero.
@@ -187,7 +195,9 @@ impl<'g> Block<'g> {
         layout: Option<Layout>,
     ) -> Block<'g> {
         let mut w = Writer::new(1);
-        let warps = Warps::of(options.warps, graph.rows());
+        let of_blocks = |dim: &DimId| matches!(graph.dim(*dim).kind, DimKind::Block | DimKind::BlockCol);
+        let blocks = graph.nodes.iter().any(|node| node.dims.iter().any(of_blocks));
+        let warps = Warps::of(options.warps, graph.rows(), blocks);
         let thread = text::register(&mut w, "tid.x");
         let int = |w: &mut Writer, n: usize| text::int(w, i64::try_from(n).expect("a small number"));
         let (three, thirty_one, two, five) = (int(&mut w, 3), int(&mut w, 31), int(&mut w, 2), int(&mut w, 5));
@@ -236,6 +246,8 @@ impl<'g> Block<'g> {
             part: None,
             values: HashMap::new(),
             held: HashSet::new(),
+            lives: Lives::default(),
+            aside: Aside::default(),
             recent: HashMap::new(),
             words: HashMap::new(),
             numbers: vec![HashMap::new()],
@@ -244,6 +256,7 @@ impl<'g> Block<'g> {
             lane_offsets: HashMap::new(),
             visited: HashSet::new(),
             parked: BTreeSet::new(),
+            span: None,
             under_way: false,
             zeroed: HashSet::new(),
             segments: HashMap::new(),
@@ -380,6 +393,7 @@ impl<'g> Block<'g> {
     /// for long, and what is asked for again must not depend on where barriers turn out to stand.
     pub fn statement(&mut self) {
         self.memory.begin();
+        self.lives.step();
         self.recent.clear();
         self.words.clear();
     }

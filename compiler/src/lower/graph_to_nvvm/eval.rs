@@ -20,12 +20,17 @@ impl Block<'_> {
     /// The value of an element.
     pub fn eval(&mut self, x: NodeId, at: &Point) -> Result<Val, Refusal> {
         let key = self.key(x, at)?;
-        if let Some(known) = self.values.get(&key).or_else(|| self.recent.get(&key)) {
+        if let Some(known) = self.values.get(&key) {
+            self.lives.used(x);
             return Ok(*known);
         }
-        let value = match self.homes.get(&x).cloned() {
-            Some(home) => self.load(&home, at)?,
-            None => self.compute(x, at)?,
+        if let Some(known) = self.recent.get(&key) {
+            return Ok(*known);
+        }
+        let value = match (self.taken_up(&key), self.homes.get(&x).cloned()) {
+            (Some(value), _) => value,
+            (None, Some(home)) => self.load(&home, at)?,
+            (None, None) => self.compute(x, at)?,
         };
         self.recent.insert(key, value);
         Ok(value)

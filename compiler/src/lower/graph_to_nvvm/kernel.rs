@@ -2,11 +2,13 @@
 //!
 //! Comes in: a graph. Goes out: the text of its entry, taking a parameter as [`chunkwise_abi::gpu`] says.
 
+use super::aside::Lives;
 use super::block::Block;
-use super::memory::Touch;
+use super::memory::{Layout, Memory, Touch};
+use super::shape::extent;
 use super::stage::Staged;
 use super::{Options, Refusal};
-use crate::graph::ir::{DimId, Graph, Op};
+use crate::graph::ir::{DimId, Graph, NodeId, Op};
 use crate::lower::tile_to_mlir::functions::Functions;
 use crate::lower::tile_to_mlir::writer::{Ty, Val};
 use crate::lower::tile_to_nvvm::text;
@@ -17,6 +19,13 @@ use std::collections::{BTreeSet, HashMap};
 
 /// Times that values may turn out to be needed by other threads than those that compute them.
 const ATTEMPTS: usize = 16;
+
+/// Shared memory that the hardware keeps for itself, of each block.
+const OF_A_BLOCK: usize = 1024;
+
+/// Registers that may be lacking, by the estimate, for a second block: the assembler finds some, and a few words more to
+/// memory cost less than half of the multiprocessor standing still.
+const TOLERATED: usize = 48;
 
 /// The entry of one kernel.
 pub fn lower(
@@ -39,11 +48,14 @@ pub fn lower(
         }
         Some(_) | None => (graph, None),
     };
-    let grid = match (graph.carries.is_empty(), part) {
-        (true, None) => Grid::Chunk { tokens: u32::try_from(graph.tokens).expect("a chunk is small") },
-        (true, Some(_)) => return Err(Refusal::unsupported("parts of an axis of chunks by themselves")),
-        (false, None) => Grid::Item,
-        (false, Some((_, _, parts))) => Grid::Blocks { blocks: u32::try_from(parts).expect("few parts") },
+    let small = |n: usize| u32::try_from(n).expect("a small number");
+    let grid = match (graph.carries.is_empty(), graph.span_tokens(), part) {
+        (true, _, None) => Grid::Chunk { tokens: small(graph.tokens) },
+        (true, _, Some(_)) => return Err(Refusal::unsupported("parts of an axis of chunks by themselves")),
+        (false, Some(tokens), None) => Grid::Spans { tokens: small(tokens), blocks: 1 },
+        (false, Some(tokens), Some((_, _, parts))) => Grid::Spans { tokens: small(tokens), blocks: small(parts) },
+        (false, None, None) => Grid::Item,
+        (false, None, Some((_, _, parts))) => Grid::Blocks { blocks: small(parts) },
     };
     let part = part.map(|(dim, size, _)| (dim, size));
     let mut parked = BTreeSet::new();
@@ -56,36 +68,87 @@ pub fn lower(
             Err(Refusal::Park(x)) => return Err(first.bug(x, "lies in memory and is not found there")),
             Err(refusal) => return Err(refusal),
         }
-        let layout = first.memory.place();
+        let (memory, lives) = (first.memory, first.lives);
+        let mut write = |aside: &[NodeId], layout: Option<Layout>| {
+            let mut block = Block::new(graph, args, options, functions, layout);
+            block.parked.clone_from(&parked);
+            block.aside.wanted.extend(aside);
+            block.kernel(grid, part)?;
+            Ok((block.memory.place(), block.w.finish(&call::entry(symbol, args.len()))))
+        };
+        let Plan { aside, layout, resident } = plan(&memory, &lives, grid, options, &mut write)?;
         let shared_bytes = layout.bytes;
-        if shared_bytes > options.shared_limit {
-            return Err(Refusal::Room(shared_bytes));
-        }
-        let mut block = Block::new(graph, args, options, functions, Some(layout));
-        block.parked.clone_from(&parked);
-        block.kernel(grid, part)?;
-        let entry = block.w.finish(&call::entry(symbol, args.len()));
-        return Ok((
-            entry,
-            Launch {
-                threads: 32 * options.warps,
-                resident: options.resident,
-                registers: None,
-                shared_bytes,
-                workspace_bytes: 0,
-                grid,
-            },
-        ));
+        let (_, entry) = write(&aside, Some(layout))?;
+        let threads = 32 * options.warps;
+        let launch = Launch { threads, resident, registers: None, shared_bytes, workspace_bytes: 0, grid };
+        return Ok((entry, launch));
     }
     Err(Refusal::unsupported("so many values that threads ask each other for"))
+}
+
+/// Writes a kernel with values aside and its regions in their places; where they would lie, and its text.
+type Write<'w> = dyn FnMut(&[NodeId], Option<Layout>) -> Result<(Layout, String), Refusal> + 'w;
+
+/// How a kernel is written at last.
+struct Plan {
+    /// Values that lie aside.
+    aside: Vec<NodeId>,
+    layout: Layout,
+    /// Blocks that a multiprocessor holds at once.
+    resident: usize,
+}
+
+/// Two blocks a multiprocessor where they do not wait for each other and registers and shared memory last for it, since
+/// one alone waits at every barrier; else as many as are asked for. As much lies aside as is needed and has room.
+fn plan(memory: &Memory, lives: &Lives, grid: Grid, options: &Options, write: &mut Write) -> Result<Plan, Refusal> {
+    let layout = memory.place();
+    if layout.bytes > options.shared_limit {
+        return Err(Refusal::Room(layout.bytes));
+    }
+    let asked = options.resident;
+    let more = matches!(grid, Grid::Chunk { .. }).then_some(asked + 1);
+    for resident in more.into_iter().chain([asked]) {
+        let limit = match resident > asked {
+            true => (options.shared_limit + OF_A_BLOCK) / resident - OF_A_BLOCK,
+            false => options.shared_limit,
+        };
+        if layout.bytes > limit {
+            continue;
+        }
+        let left = memory.needed().into_iter().map(|bytes| limit.saturating_sub(bytes)).collect();
+        let (mut aside, beyond) = lives.to_put_aside(32 * options.warps, resident, left);
+        if resident > asked && beyond > TOLERATED {
+            continue;
+        }
+        let mut layout = layout.clone();
+        while !aside.is_empty() {
+            let (other, _) = write(&aside, None)?;
+            if other.bytes <= limit {
+                layout = other;
+                break;
+            }
+            aside.pop();
+        }
+        return Ok(Plan { aside, layout, resident });
+    }
+    Err(Refusal::Bug("no number of blocks a multiprocessor is right".to_owned()))
 }
 
 impl Block<'_> {
     fn kernel(&mut self, grid: Grid, part: Option<(DimId, usize)>) -> Result<(), Refusal> {
         self.item(grid);
+        let mut block = self.first;
+        if let Grid::Spans { blocks, .. } = grid {
+            self.span = Some(self.first);
+            if blocks > 1 {
+                let blocks = self.int(blocks as usize);
+                self.span = Some(self.w.op("udiv", self.first, blocks, Ty::I32));
+                block = self.w.op("urem", self.first, blocks, Ty::I32);
+            }
+        }
         if let Some((dim, size)) = part {
             let size = self.int(size);
-            let first = self.first;
+            let first = block;
             let first = self.w.op("mul", first, size, Ty::I32);
             self.part = Some((dim, first));
         }
@@ -94,8 +157,21 @@ impl Block<'_> {
         let length = self.length;
         let whole = self.w.op("add", length, more, Ty::I32);
         let chunks = self.w.op("udiv", whole, tokens, Ty::I32);
-        match grid {
-            Grid::Chunk { .. } => {
+        match (grid, self.graph.span.zip(self.span)) {
+            (Grid::Spans { .. }, None) => return Err(Refusal::Bug("spans of no steps".to_owned())),
+            (Grid::Spans { .. }, Some((steps, span))) => {
+                let steps = self.int(steps);
+                let first = self.w.op("mul", span, steps, Ty::I32);
+                let some = self.w.icmp("slt", first, chunks, Ty::I32);
+                self.open_if(some);
+                self.branches -= 1;
+                let left = self.w.op("sub", chunks, first, Ty::I32);
+                let count = self.w.intrinsic("smin", &[left, steps], Ty::I32);
+                self.loop_over_chunks(first, count)?;
+                self.branches += 1;
+                self.close_if();
+            }
+            (Grid::Chunk { .. }, _) => {
                 let chunk = self.first;
                 let real = self.w.icmp("slt", chunk, chunks, Ty::I32);
                 self.open_if(real);
@@ -111,13 +187,16 @@ impl Block<'_> {
                 self.branches += 1;
                 self.close_if();
             }
-            Grid::Item | Grid::Blocks { .. } => self.loop_over_chunks(chunks)?,
+            (Grid::Item | Grid::Blocks { .. }, _) => {
+                let first = self.int(0);
+                self.loop_over_chunks(first, chunks)?;
+            }
         }
         Ok(())
     }
 
-    /// Chunk after chunk; the next one's inputs arrive while this one's are used.
-    fn loop_over_chunks(&mut self, chunks: Val) -> Result<(), Refusal> {
+    /// Chunk after chunk, so many from the first; the next one's inputs arrive while this one's are used.
+    fn loop_over_chunks(&mut self, begin: Val, chunks: Val) -> Result<(), Refusal> {
         let graph = self.graph;
         self.parameters()?;
         for carry in &graph.carries {
@@ -129,10 +208,15 @@ impl Block<'_> {
         self.settle();
         let (zero, one) = (self.int(0), self.int(1));
         let last = self.w.op("sub", chunks, one, Ty::I32);
+        let place = |this: &mut Self, turn| {
+            let turn = if graph.reverse { this.w.op("sub", last, turn, Ty::I32) } else { turn };
+            // Without spans it begins at the first of all.
+            if graph.span.is_some() { this.w.op("add", begin, turn, Ty::I32) } else { turn }
+        };
         if ahead {
             let some = self.w.icmp("slt", zero, chunks, Ty::I32);
             self.open_if(some);
-            let first = if graph.reverse { last } else { zero };
+            let first = place(self, zero);
             let later = self.copy(&staged, first, Some(zero));
             self.store_later(later);
             self.close_if();
@@ -151,10 +235,6 @@ impl Block<'_> {
         self.memory.settled();
         self.recent.clear();
         self.words.clear();
-        let place = |this: &mut Self, turn| match graph.reverse {
-            false => turn,
-            true => this.w.op("sub", last, turn, Ty::I32),
-        };
         self.chunk = place(self, turn);
         self.set_limit();
         let later = if ahead {
@@ -181,6 +261,10 @@ impl Block<'_> {
         self.words.clear();
         self.values.clear();
         self.memory.settled();
+        if ahead {
+            // The last chunk's arrive a second time, for nobody; but no block ends before its copies do.
+            text::command(&mut self.w, "llvm.nvvm.cp.async.wait.all", &[]);
+        }
         text::barrier(&mut self.w);
         for carry in &graph.carries {
             self.take_carry(carry)?;
@@ -207,16 +291,45 @@ impl Block<'_> {
         self.limit = self.w.intrinsic("smin", &[left, tokens], Ty::I32);
     }
 
-    /// What a chunk gives.
+    /// What a chunk gives: next always what takes least that was not computed yet, so that what is computed is soon used
+    /// up, and takes registers no longer.
     fn results(&mut self) -> Result<(), Refusal> {
         let graph = self.graph;
-        for (name, x) in &graph.saves {
-            let dims: Vec<DimId> = self.dims(*x).to_vec();
-            self.store(name, *x, &dims)?;
-        }
-        for (name, x) in &graph.outputs {
-            self.store(name, *x, &graph.output_layout(name))?;
+        let saves = graph.saves.iter().map(|(name, x)| (name, *x, self.dims(*x).to_vec()));
+        let outputs = graph.outputs.iter().map(|(name, x)| (name, *x, graph.output_layout(name)));
+        let mut left: Vec<_> = saves.chain(outputs).collect();
+        while !left.is_empty() {
+            let mut least = (usize::MAX, 0);
+            for (at, (_, x, _)) in left.iter().enumerate() {
+                least = least.min((self.still_to_do(*x), at));
+            }
+            let (name, x, dims) = left.remove(least.1);
+            self.store(name, x, &dims)?;
         }
         Ok(())
+    }
+
+    /// Elements of what threads still have to compute together before a value can be asked for.
+    fn still_to_do(&self, x: NodeId) -> usize {
+        let mut seen = BTreeSet::new();
+        let mut open = vec![x];
+        let mut elements = 0;
+        while let Some(x) = open.pop() {
+            if self.is_at_hand(x) || self.visited.contains(&x) || !seen.insert(x) {
+                continue;
+            }
+            match self.op(x) {
+                Op::Contract(..)
+                | Op::Sum(..)
+                | Op::MaxOver(..)
+                | Op::Gated { .. }
+                | Op::Inverse(_)
+                | Op::Segment { .. }
+                | Op::DiagonalPart(..) => elements += extent(self.graph, self.dims(x)),
+                _ => {}
+            }
+            open.extend(self.op(x).operands());
+        }
+        elements
     }
 }

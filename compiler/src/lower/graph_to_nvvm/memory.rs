@@ -30,6 +30,9 @@ struct Life {
     bytes: usize,
     first: usize,
     last: usize,
+    /// The statements of these moments.
+    begins: usize,
+    ends: usize,
     offset: usize,
 }
 
@@ -62,7 +65,8 @@ impl Memory {
     pub fn allocate(&mut self, bytes: usize, always: bool) -> Region {
         let region = Region(u32::try_from(self.seen.len()).expect("a kernel has few regions"));
         let (first, last) = if always { (0, usize::MAX) } else { (usize::MAX, 0) };
-        self.seen.push(Life { bytes: bytes.next_multiple_of(ALIGNMENT), first, last, offset: 0 });
+        let (begins, ends) = (first, last);
+        self.seen.push(Life { bytes: bytes.next_multiple_of(ALIGNMENT), first, last, begins, ends, offset: 0 });
         region
     }
 
@@ -83,17 +87,7 @@ impl Memory {
         let statement = self.statement;
         let mut conflict = false;
         for region in regions {
-            self.clock += 1;
-            // What a statement writes is written at no particular moment of it: its regions are all needed from the first.
-            let first = match touch {
-                Touch::Read => self.clock,
-                Touch::Write => *self.written.get_or_insert(self.clock),
-            };
-            let life = &mut self.seen[region.0 as usize];
-            if life.last != usize::MAX {
-                life.first = life.first.min(first);
-                life.last = self.clock;
-            }
+            self.live(*region, touch);
             conflict |= self.pending.iter().any(|(other, before, of)| {
                 let written_together = touch == Touch::Write && *before == Touch::Write && *of == statement;
                 let apart = touch == Touch::Read && *before == Touch::Read;
@@ -109,6 +103,41 @@ impl Memory {
             }
         }
         conflict
+    }
+
+    /// A region is needed now.
+    fn live(&mut self, region: Region, touch: Touch) {
+        self.clock += 1;
+        // What a statement writes is written at no particular moment of it: its regions are all needed from the first.
+        let first = match touch {
+            Touch::Read => self.clock,
+            Touch::Write => *self.written.get_or_insert(self.clock),
+        };
+        let life = &mut self.seen[region.0 as usize];
+        if life.last != usize::MAX {
+            life.first = life.first.min(first);
+            life.last = self.clock;
+            life.begins = life.begins.min(self.statement);
+            life.ends = self.statement;
+        }
+    }
+
+    /// By statement: bytes of the regions that are needed then.
+    pub fn needed(&self) -> Vec<usize> {
+        let at = |statement: usize| {
+            let needed = self.seen.iter().filter(|life| life.begins <= statement && statement <= life.ends);
+            needed.map(|life| life.bytes).sum()
+        };
+        (0..=self.statement).map(at).collect()
+    }
+
+    /// Notes that each thread reads of a region what it wrote itself: it waits for nobody, and who writes there next does.
+    pub fn touch_own(&mut self, region: Region) {
+        self.live(region, Touch::Read);
+        let own = (region, Touch::Read, self.statement);
+        if !self.pending.contains(&own) {
+            self.pending.push(own);
+        }
     }
 
     /// All threads have waited for one another.

@@ -15,13 +15,17 @@
 //! Where threads read what others wrote stands a barrier ([`memory`]). Nothing is summed in an order that depends on
 //! time, so results repeat to the last bit.
 
+mod aside;
 mod block;
 mod eval;
 mod gated;
+mod gradients;
+mod halves;
 mod index;
 mod inverse;
 mod kernel;
 mod memory;
+mod operand;
 mod product;
 mod ready;
 mod segments;
@@ -47,6 +51,8 @@ pub struct Options {
     pub ahead: bool,
     /// Operands that differ from block to block lie in shared memory whole; else each warp computes its own.
     pub whole_operands: bool,
+    /// Products with edits keep their operands' digits, in a forward pass.
+    pub exact_edits: bool,
     /// Blocks that a multiprocessor is to hold at once: each takes no more registers than that allows.
     pub resident: usize,
 }

@@ -13,14 +13,13 @@ use super::index::Linear;
 use super::memory::Touch;
 use super::shape::{STRIP, Shape, extent};
 use crate::graph::edits::is_exact;
-use crate::graph::ir::{DimId, InputKind, NodeId, Op};
+use crate::graph::ir::{DimId, NodeId, Op, Unary};
 use crate::lower::tile_to_mlir::writer::{Ty, Val};
 use crate::lower::tile_to_nvvm::text;
-use chunkwise_abi::DType;
 
 /// Summands of a float32 that are bfloat16: with two of them a number keeps sixteen bits, which is enough where tensors
 /// have eight, and more than a logarithm needs whose exponential is small when it is large.
-const PARTS: usize = 2;
+pub const PARTS: usize = 2;
 
 /// Bytes of an operand that has a matrix for each block of tokens.
 const LARGEST_OPERAND: usize = 80 << 10;
@@ -31,6 +30,17 @@ enum Source {
     Tile(Tile),
     /// Computed by whoever needs it, as so many summands.
     Elements(NodeId, usize),
+}
+
+/// What is done with a product at once.
+#[derive(Clone, Copy, Debug)]
+pub enum Around {
+    /// Nothing.
+    Nothing,
+    /// Its sums start from a value.
+    Start(NodeId),
+    /// Only a function of it is wanted.
+    Function(Unary),
 }
 
 /// A product about to be written.
@@ -55,8 +65,13 @@ impl Block<'_> {
         long && matrix && own(*a, *b) >= 4 && own(*b, *a) >= 4
     }
 
-    /// Computes a product into registers; the sums start from another value, if there is one.
-    pub fn product(&mut self, x: NodeId, result: NodeId, start: Option<NodeId>) -> Result<(), Refusal> {
+    /// Computes a product into registers, as elements of another value: the sums start from a third one, or a function
+    /// of them is what is kept.
+    pub fn product(&mut self, x: NodeId, result: NodeId, around: Around) -> Result<(), Refusal> {
+        let start = match around {
+            Around::Start(start) => Some(start),
+            Around::Nothing | Around::Function(_) => None,
+        };
         let Op::Contract(a, b, over) = self.op(x) else { return Err(self.bug(x, "is no product")) };
         let shape = self.matrix(self.dims(x))?;
         let has = |this: &Self, operand: NodeId, dims: &[DimId]| {
@@ -70,7 +85,7 @@ impl Block<'_> {
         if !has(self, right, &shape.cols) {
             return Err(Refusal::unsupported("a product whose rows and columns come from one side"));
         }
-        let exact = is_exact(self.graph, left, right);
+        let exact = is_exact(self.graph, left, right, self.options.exact_edits);
         let exact_left = exact || self.is_ones(right);
         let exact_right = exact || self.is_ones(left);
         self.ready(left)?;
@@ -83,6 +98,7 @@ impl Block<'_> {
         self.statement();
         let n_cols = extent(self.graph, &shape.cols);
         let outer = self.outer_points(&shape.outer);
+        let outer_count = outer.len();
         for outer in &outer {
             let product = Product { shape: &shape, outer, over, n_cols };
             let elements = self.elements(&shape, outer);
@@ -94,12 +110,23 @@ impl Block<'_> {
                 });
             }
             self.multiply(&product, &a, &b, &mut sums)?;
+            let mut kept = Vec::new();
             for (element, sum) in elements.iter().zip(sums) {
                 let key = self.key(result, &element.at)?;
-                self.values.insert(key, sum);
+                let value = match around {
+                    Around::Function(function) => {
+                        let value = self.function(function, sum);
+                        text::pinned(&mut self.w, value)
+                    }
+                    Around::Nothing | Around::Start(_) => sum,
+                };
+                kept.push((key, value));
+            }
+            let count = elements.len() * outer_count;
+            for pair in kept.chunks_exact(2) {
+                self.keep(result, [pair[0], pair[1]], count);
             }
         }
-        self.held.insert(result);
         Ok(())
     }
 
@@ -247,7 +274,7 @@ impl Block<'_> {
     }
 
     /// Numbers, two to a word, as summands.
-    fn words_of(&mut self, numbers: &[Val], parts: usize) -> Vec<Vec<Val>> {
+    pub fn words_of(&mut self, numbers: &[Val], parts: usize) -> Vec<Vec<Val>> {
         let mut rest = numbers.to_vec();
         let mut all = Vec::new();
         for part in 0..parts {
@@ -302,7 +329,7 @@ impl Block<'_> {
     }
 
     /// Reads 8 × 8 matrices, each lane the address of one row of one of them.
-    fn matrices(
+    pub fn matrices(
         &mut self,
         tile: &Tile,
         place: &Linear,
@@ -322,7 +349,11 @@ impl Block<'_> {
         let name = format!("llvm.nvvm.ldmatrix.sync.aligned.m8n8.x{count}{trans}.b16");
         let words =
             self.w.raw_value(format_args!("llvm.call_intrinsic \"{name}\"({}) : (!llvm.ptr<3>) -> {of}", address.at));
-        (0..count).map(|n| text::member(&mut self.w, words, n, &of)).collect()
+        let words = (0..count).map(|n| text::member(&mut self.w, words, n, &of)).collect::<Vec<_>>();
+        match tile.finite {
+            false => words,
+            true => words.into_iter().map(|word| self.kept_finite(word)).collect(),
+        }
     }
 
     /// Bytes from a fragment's corner to the row whose address a lane gives. Lanes 8 n to 8 n + 7 have the rows of matrix
@@ -353,34 +384,6 @@ impl Block<'_> {
             self.lane_offsets.insert((pitch, pattern), bytes);
         }
         bytes
-    }
-
-    /// Whether a value is a triangle of ones.
-    fn is_ones(&self, x: NodeId) -> bool {
-        match self.op(x) {
-            Op::Segment { gates, .. } => gates.events.is_empty(),
-            Op::Rename(y, ..) => self.is_ones(*y),
-            _ => false,
-        }
-    }
-
-    /// Whether a value is a bfloat16 whatever the data: nothing is lost if it is rounded to one.
-    fn is_narrow(&self, x: NodeId) -> bool {
-        match self.op(x) {
-            Op::Input { name, kind: InputKind::Token | InputKind::Cotangent, .. } => {
-                self.args.iter().any(|arg| arg.name == *name && arg.dtype == DType::BF16)
-            }
-            Op::Const(number) => *number == 0.0 || *number == 1.0,
-            Op::Rename(y, ..) | Op::Guard(y, _) | Op::Index(y, ..) | Op::Split(y, ..) | Op::Merge(y, ..) => {
-                self.is_narrow(*y)
-            }
-            Op::Unary(crate::graph::ir::Unary::Neg, y) => self.is_narrow(*y),
-            // The logarithm of zero, kept finite: rounded, it is as good.
-            Op::Binary(crate::graph::ir::Binary::Max, y, bound) => {
-                self.is_narrow(*y) && matches!(self.op(*bound), Op::Const(number) if *number <= -1e30)
-            }
-            _ => false,
-        }
     }
 
     /// Where to take an operand from.
@@ -418,52 +421,6 @@ impl Block<'_> {
         let pitch = self.pitch(cols);
         let count = extent(self.graph, &shape.outer);
         count == 1 || self.options.whole_operands && count * rows * pitch <= LARGEST_OPERAND
-    }
-
-    /// What a value only names positions of otherwise.
-    fn stripped(&self, x: NodeId) -> NodeId {
-        match self.op(x) {
-            Op::Rename(y, ..) | Op::Split(y, ..) | Op::Merge(y, ..) | Op::StopGradient(y) => self.stripped(*y),
-            Op::Guard(y, fill) if *fill == 0.0 && self.is_zeroed(*y) => self.stripped(*y),
-            _ => x,
-        }
-    }
-
-    /// The matrix in shared memory that holds a value, in the value's own dimensions.
-    pub fn tile_of(&self, x: NodeId, parts: usize) -> Option<Tile> {
-        let replaced = |dims: &[DimId], from: &[DimId], to: &[DimId]| -> Vec<DimId> {
-            match dims.windows(from.len()).position(|window| window == from) {
-                Some(at) => [&dims[..at], to, &dims[at + from.len()..]].concat(),
-                None => dims.to_vec(),
-            }
-        };
-        let renamed = |tile: Tile, from: &[DimId], to: &[DimId]| {
-            let outer = match (from, to) {
-                ([from], [to]) => {
-                    tile.outer.iter().map(|(d, step)| (if d == from { *to } else { *d }, *step)).collect()
-                }
-                _ => tile.outer.clone(),
-            };
-            Tile { rows: replaced(&tile.rows, from, to), cols: replaced(&tile.cols, from, to), outer, ..tile }
-        };
-        if let Some(tile) = self.tiles.get(&(x, parts)) {
-            return Some(tile.clone());
-        }
-        match self.op(x) {
-            Op::Rename(y, from, to) => Some(renamed(self.tile_of(*y, parts)?, &[*from], &[*to])),
-            Op::Split(y, dim, outer, inner) => Some(renamed(self.tile_of(*y, parts)?, &[*dim], &[*outer, *inner])),
-            Op::Merge(y, outer, inner, dim) => Some(renamed(self.tile_of(*y, parts)?, &[*outer, *inner], &[*dim])),
-            Op::Guard(y, fill) if *fill == 0.0 && self.is_zeroed(*y) => self.tile_of(*y, parts),
-            Op::StopGradient(y) => self.tile_of(*y, parts),
-            Op::Index(y, dim, n) => {
-                let mut tile = self.tile_of(*y, parts)?;
-                let at = tile.outer.iter().position(|(d, _)| d == dim)?;
-                let (_, step) = tile.outer.remove(at);
-                tile.start += n * step;
-                Some(tile)
-            }
-            _ => None,
-        }
     }
 
     /// Bytes from row to row of a matrix with so many columns: rows that follow each other start in different banks.
@@ -507,6 +464,7 @@ impl Block<'_> {
             start: 0,
             parts: (parts, matrix * count),
             half: None,
+            finite: false,
         };
         let points = self.outer_points(&shape.outer);
         let mut all = Vec::new();

@@ -8,6 +8,7 @@ use super::block::{Block, Fold, Home, Point};
 use super::eval::FEW;
 use super::index::{Ix, Linear};
 use super::memory::Touch;
+use super::product::Around;
 use super::shape::{STRIP, Shape, extent};
 use crate::graph::ir::{Binary, DimId, DimKind, NodeId, Op};
 use crate::lower::tile_to_mlir::writer::{Ty, Val};
@@ -27,6 +28,10 @@ impl Block<'_> {
             Op::Const(_) => {}
             Op::Input { .. } => return Err(self.bug(x, "was not read at the start")),
             Op::Binary(Binary::Add, a, b) if self.fused(x, *a, *b)? => {}
+            // Who only wants a function of a product need not hold both.
+            Op::Unary(function, y) if self.uses[y.index()] == 1 && self.is_product(*y) && !self.is_at_hand(*y) => {
+                self.product(*y, x, Around::Function(*function))?;
+            }
             Op::Unary(..)
             | Op::Binary(..)
             | Op::Select { .. }
@@ -43,7 +48,7 @@ impl Block<'_> {
                 self.ready(*y)?;
                 self.diagonal_part(x, *y, *row, *col)?;
             }
-            Op::Contract(..) if self.is_product(x) => self.product(x, x, None)?,
+            Op::Contract(..) if self.is_product(x) => self.product(x, x, Around::Nothing)?,
             Op::Contract(_, _, over) | Op::Sum(_, over) => {
                 self.operands_ready(x)?;
                 if !self.is_few(x, over) {
@@ -99,7 +104,7 @@ impl Block<'_> {
         for (product, start) in [(b, a), (a, b)] {
             let alone = self.uses[product.index()] == 1 && !self.is_at_hand(product) && a != b;
             if alone && self.is_product(product) && self.dims(product) == self.dims(x) {
-                self.product(product, x, Some(start))?;
+                self.product(product, x, Around::Start(start))?;
                 return Ok(true);
             }
         }

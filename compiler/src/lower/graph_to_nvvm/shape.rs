@@ -127,11 +127,13 @@ pub struct Warps {
 }
 
 impl Warps {
-    /// For chunks of so many rows.
-    pub fn of(warps: usize, rows: usize) -> Warps {
+    /// For chunks of so many rows. A grid that is no taller than wide reads operands least often; but blocks of rows
+    /// each have a strip of their own, while there are warps.
+    pub fn of(warps: usize, rows: usize, blocks: bool) -> Warps {
         let strips = rows.div_ceil(STRIP).max(1);
+        let fits = |down: usize| down <= strips && if blocks { down <= warps } else { down * down <= warps };
         let mut down = 1;
-        while down * 2 <= strips && down * 2 <= warps {
+        while fits(down * 2) {
             down *= 2;
         }
         Warps { down, across: warps / down }
@@ -180,6 +182,7 @@ mod tests {
             time: None,
             tokens: 64,
             reverse: false,
+            span: None,
             carries: Vec::new(),
             outputs: Vec::new(),
             layouts: Vec::new(),
@@ -220,7 +223,7 @@ mod tests {
     fn every_strip_and_eight_has_one_warp() {
         for warps in [1, 2, 4, 8, 16] {
             for rows in [16, 32, 48, 64, 112, 128, 256] {
-                let grid = Warps::of(warps, rows);
+                let grid = Warps::of(warps, rows, rows % 32 == 0);
                 assert_eq!(grid.count(), warps);
                 for n in [16, 48, 60, 64, 100, 128, 192, 256] {
                     assert!(grid.padded_rows(n) >= n && grid.padded_rows(n).is_multiple_of(STRIP));

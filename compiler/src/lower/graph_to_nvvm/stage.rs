@@ -229,6 +229,7 @@ impl Block<'_> {
                 start: 0,
                 parts: (1, 0),
                 half: input.home.half,
+                finite: false,
             };
             self.tiles.insert((input.node, 1), tile);
         }
@@ -259,7 +260,7 @@ impl Block<'_> {
                 for matrix in 0..outer {
                     let start = half * step + matrix * rows * pitch;
                     if beside > 0 {
-                        self.clear(input.home.region, (start + 2 * n_cols, pitch), (n_rows + below, 2 * beside));
+                        self.clear(input.home.region, (start + 2 * n_cols, pitch), (n_rows, 2 * beside));
                     }
                     if below > 0 {
                         let width = 2 * n_cols.next_multiple_of(STRIP);

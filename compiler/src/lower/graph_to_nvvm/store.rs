@@ -7,7 +7,7 @@ use super::Refusal;
 use super::block::{Block, Element, Point};
 use super::index::Linear;
 use super::shape::{Shape, extent};
-use crate::graph::ir::{Carry, DimId, NodeId};
+use crate::graph::ir::{Begin, Carry, DimId, NodeId};
 use crate::lower::tile_to_mlir::writer::{Elem, Ty, Val};
 use crate::lower::tile_to_nvvm::call::element;
 use crate::lower::tile_to_nvvm::text::{self, Address};
@@ -66,15 +66,48 @@ impl Block<'_> {
     /// Writes the last value of what goes from chunk to chunk.
     pub fn store_last(&mut self, carry: &Carry) -> Result<(), Refusal> {
         let Some(name) = &carry.last else { return Ok(()) };
+        let target = self.carry_target(name, carry)?;
+        let dims = self.dims(carry.input);
+        self.write(&target, dims, |this, at| this.eval(carry.input, at))
+    }
+
+    /// The tensor with a carry's first or last value: of the sequence, or of the block's span.
+    fn carry_target(&mut self, name: &str, carry: &Carry) -> Result<Target, Refusal> {
         let arg = self.arg(name)?;
         let dtype = self.args[arg].dtype;
         let mut base = self.tensors[arg].base;
+        if let Some(span) = self.span {
+            let stride = self.tensors[arg].stride;
+            let span = self.w.cast("sext", span, Ty::I32, Ty::I64);
+            let moved = self.w.op("mul", span, stride, Ty::I64);
+            base = text::element(&mut self.w, base, moved, Ty::I64, element(dtype));
+        }
         if let Some(skip) = self.part_offset(arg, &carry.layout) {
             base = text::element(&mut self.w, base, skip, Ty::I32, element(dtype));
         }
-        let target = Target { base, dtype, strides: self.inner_strides(arg, &carry.layout), tokens: None };
-        let dims = self.dims(carry.input);
-        self.write(&target, dims, |this, at| this.eval(carry.input, at))
+        Ok(Target { base, dtype, strides: self.inner_strides(arg, &carry.layout), tokens: None })
+    }
+
+    /// The first value of a carry that no tensor gives, at a position.
+    fn begins(&mut self, carry: &Carry, at: &Point) -> Val {
+        let (zero, one) = (self.w.f32(0.0, 0), self.w.f32(1.0, 0));
+        match carry.begins {
+            Begin::Zero => zero,
+            Begin::One => one,
+            Begin::Identity => {
+                let [row, col] = self.dims(carry.input)[..] else { return zero };
+                let [row, col] = [row, col].map(|dim| {
+                    let ix = at.get(dim).expect("a position of each dimension");
+                    let mut place = self.ix.get(ix).clone();
+                    if let Some((_, first)) = self.part.filter(|(of, _)| *of == dim) {
+                        place.add(first, 1);
+                    }
+                    self.ix.of(place)
+                });
+                let same = self.compare("eq", row, col);
+                self.choose(same, one, zero)
+            }
+        }
     }
 
     fn write(
@@ -220,15 +253,7 @@ impl Block<'_> {
         let dims = self.dims(carry.input);
         let init = match &carry.init {
             None => None,
-            Some(name) => {
-                let arg = self.arg(name)?;
-                let mut base = self.tensors[arg].base;
-                let dtype = self.args[arg].dtype;
-                if let Some(skip) = self.part_offset(arg, &carry.layout) {
-                    base = text::element(&mut self.w, base, skip, Ty::I32, element(dtype));
-                }
-                Some(Target { base, dtype, strides: self.inner_strides(arg, &carry.layout), tokens: None })
-            }
+            Some(name) => Some(self.carry_target(name, carry)?),
         };
         let zero = self.w.f32(0.0, 0);
         let Some(shape) = Shape::of(self.graph, dims).filter(Shape::is_matrix) else {
@@ -236,7 +261,7 @@ impl Block<'_> {
             let bytes = home.parts.1;
             home.region = self.memory.allocate(bytes, true);
             let stores = self.flat_elements(dims, |this, at| match &init {
-                None => Ok(zero),
+                None => Ok(this.begins(carry, at)),
                 Some(target) => {
                     let address = this.target_address(target, at);
                     Ok(this.global_number(address, target.dtype))
@@ -253,7 +278,7 @@ impl Block<'_> {
                 let slot = self.w.slot(Ty::F32);
                 slots.push(slot);
                 let value = match &init {
-                    None => zero,
+                    None => self.begins(carry, &element.at),
                     Some(target) => match self.real(&shape, &element.at) {
                         None => {
                             let address = self.target_address(target, &element.at);
@@ -287,6 +312,7 @@ impl Block<'_> {
                 let value = self.w.load(slots[n], Ty::F32, "");
                 let key = self.key(carry.input, &element.at)?;
                 self.values.insert(key, value);
+                self.lives.kept(carry.input, 1, false);
                 n += 1;
             }
         }

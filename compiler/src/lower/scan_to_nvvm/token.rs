@@ -46,6 +46,7 @@ pub fn one_token(graph: &Graph) -> Result<Graph, CompileError> {
         time: None,
         tokens: 1,
         reverse: false,
+        span: None,
         carries,
         outputs,
         layouts,

@@ -68,7 +68,7 @@ pub fn read(w: &mut Writer, args: &[Arg], grid: Grid) -> Call {
             let head = w.op("sub", item, before, Ty::I32);
             (wide(w, item), sequence, head)
         }
-        Grid::Chunk { .. } | Grid::Blocks { .. } => {
+        Grid::Chunk { .. } | Grid::Blocks { .. } | Grid::Spans { .. } => {
             let (x, head, sequence) =
                 (text::register(w, "ctaid.x"), text::register(w, "ctaid.y"), text::register(w, "ctaid.z"));
             let (columns, rows) = (text::register(w, "nctaid.x"), text::register(w, "nctaid.y"));

@@ -151,3 +151,9 @@ pub fn unpack_bf16(w: &mut Writer, word: Val) -> [Val; 2] {
     let high = w.op("and", word, high, Ty::I32);
     [low, high].map(|bits| w.cast("bitcast", bits, Ty::I32, Ty::F32))
 }
+
+/// The same number, which the compiler computes here and nowhere later: it moves what is pure to where it is used, also
+/// across branches, and what that is computed from takes registers until then.
+pub fn pinned(w: &mut Writer, number: Val) -> Val {
+    w.raw_value(format_args!("llvm.inline_asm has_side_effects \"\", \"=f,0\" {number} : (f32) -> f32"))
+}

@@ -11,6 +11,8 @@ pub use emit::{Compiled, Want, compile_kernels};
 pub struct Family {
     /// The name of its instructions, as compilers take it.
     pub name: &'static str,
+    /// The oldest compute capability it runs on.
+    pub capability: (u32, u32),
     /// Shared memory a block may use, in bytes.
     pub shared_limit: usize,
     /// What it is good for, in words.
@@ -21,8 +23,13 @@ pub struct Family {
 /// specifications by compute capability; the portable row takes what 8.6 and 8.9 have, less the kilobyte the system
 /// keeps.
 pub const FAMILIES: &[Family] = &[
-    Family { name: "sm_80", shared_limit: 99 * 1024, covers: "compute capability 8.0 and newer" },
-    Family { name: "sm_90a", shared_limit: 227 * 1024, covers: "compute capability 9.0 (Hopper) only" },
+    Family { name: "sm_80", capability: (8, 0), shared_limit: 99 * 1024, covers: "compute capability 8.0 and newer" },
+    Family {
+        name: "sm_90a",
+        capability: (9, 0),
+        shared_limit: 227 * 1024,
+        covers: "compute capability 9.0 (Hopper) only",
+    },
 ];
 
 /// The family of a name.
