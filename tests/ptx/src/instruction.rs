@@ -238,6 +238,7 @@ pub enum Operation {
     },
     Logic(Logic, Register, Register, Register),
     Negation(Register, Register),
+    MovePredicate(Register, Register),
     Load {
         space: Space,
         bytes: u32,

@@ -429,6 +429,10 @@ impl Warp {
                 let value = !self.predicates[*a as usize];
                 self.write_predicate(*to, active, value);
             }
+            O::MovePredicate(to, a) => {
+                let value = self.predicates[*a as usize];
+                self.write_predicate(*to, active, value);
+            }
             O::Load { space, bytes, to, from } => self.load(*space, *bytes, to, *from, active, world)?,
             O::Store { space, bytes, to, from } => self.store(*space, *bytes, *to, from, active, world)?,
             O::CopyAsync { to, from, bytes, read } => self.copy_async(*to, *from, *bytes, *read, active, world)?,
