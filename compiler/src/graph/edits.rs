@@ -4,7 +4,7 @@
 //! triangular system. Where keys are alike, its inverse and the edits are much larger than what they come to together in a
 //! state or an output, and so is what rounding them leaves there; what an output multiplies them by counts as much as they
 //! do. That takes three products for one, so it is done only where it is asked for ([`crate::schedule::Schedule::operands`]),
-//! and never in a backward pass, which has no room for it; products with the inverse itself keep their digits always.
+//! and never in a backward pass, which has no room for it; products with the inverse keep their digits where it is computed.
 //!
 //! A kernel tells what an earlier one handed on by its name: [`INVERSE`], [`EDITS`].
 
@@ -17,8 +17,8 @@ pub const EDITS: &str = "handed.edits";
 
 /// Whether the operands of a product have to keep their digits; with `edits`, in a forward pass those of edits too.
 pub fn is_exact(graph: &Graph, a: NodeId, b: NodeId, edits: bool) -> bool {
-    let either = |is: fn(&Graph, NodeId) -> bool| is(graph, a) || is(graph, b);
-    either(of_inverse) || edits && !is_backward(graph) && either(of_edits)
+    let inverse = [a, b].into_iter().any(|x| of_inverse(graph, x, edits));
+    inverse || edits && !is_backward(graph) && (of_edits(graph, a) || of_edits(graph, b))
 }
 
 /// Whether a graph computes gradients, or a part of them that goes through chunks in any order.
@@ -27,19 +27,19 @@ fn is_backward(graph: &Graph) -> bool {
     graph.reverse || graph.nodes.iter().any(is_cotangent)
 }
 
-/// Whether a value is of the inverse of a triangular system.
-pub fn of_inverse(graph: &Graph, x: NodeId) -> bool {
+/// Whether a value is of the inverse of a triangular system, computed here or, if that counts, handed on.
+pub fn of_inverse(graph: &Graph, x: NodeId, handed: bool) -> bool {
     match &graph.node(x).op {
         Op::Inverse(_) => true,
-        Op::Input { name, kind: InputKind::Saved, .. } => name.starts_with(INVERSE),
-        op => moved(op).is_some_and(|x| of_inverse(graph, x)),
+        Op::Input { name, kind: InputKind::Saved, .. } => handed && name.starts_with(INVERSE),
+        op => moved(op).is_some_and(|x| of_inverse(graph, x, handed)),
     }
 }
 
 /// Whether a value is what a triangular system was solved for: also scaled, or the sum of several.
 pub fn of_edits(graph: &Graph, x: NodeId) -> bool {
     match &graph.node(x).op {
-        Op::Contract(a, b, _) => of_inverse(graph, *a) || of_inverse(graph, *b),
+        Op::Contract(a, b, _) => of_inverse(graph, *a, true) || of_inverse(graph, *b, true),
         Op::Input { name, kind: InputKind::Saved, .. } => name.starts_with(EDITS),
         Op::Binary(Binary::Add | Binary::Sub | Binary::Mul, a, b) => of_edits(graph, *a) || of_edits(graph, *b),
         op => moved(op).is_some_and(|x| of_edits(graph, x)),

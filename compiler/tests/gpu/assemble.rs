@@ -26,7 +26,20 @@ pub fn assembler() -> Option<PathBuf> {
 
 /// Kernels that lack registers on Hopper, laid out for heads that fill it, and bytes a thread may write to memory for it:
 /// gradients of decays inside sums hold more than there are, a few others a word or two at their fullest.
-const LACKING: [(&str, usize); 0] = [];
+const LACKING: [(&str, usize); 12] = [
+    ("gated_delta_product_chunkwise_backward_fused", 76),
+    ("gla_chunkwise_backward_prepare", 48),
+    ("gla_strong_decay_chunkwise_backward_prepare", 48),
+    ("kda_chunkwise_backward_outputs", 120),
+    ("mamba2_chunkwise_backward_fused", 24),
+    ("mlstm_chunkwise_backward_fused", 20),
+    ("retention_chunkwise_backward_fused", 36),
+    ("rwkv6_chunkwise_backward_prepare", 84),
+    ("simple_gla_chunkwise_backward_fused", 16),
+    ("rwkv7_chunkwise_forward_saving_prepare", 116),
+    ("rwkv7_chunkwise_backward_outputs", 272),
+    ("rwkv7_chunkwise_backward_prepare", 96),
+];
 
 /// Kernels, and bytes of a thread's own that the assembler had to put into memory.
 fn spills(report: &str) -> Vec<(String, usize)> {

@@ -379,7 +379,7 @@ impl<'g> Splitter<'g> {
             Some(carry) => self.fresh(&carry.name.clone()),
             None => {
                 // How many digits a reader keeps of them, it tells by their names.
-                let word = match (of_inverse(self.graph, x), of_edits(self.graph, x)) {
+                let word = match (of_inverse(self.graph, x, true), of_edits(self.graph, x)) {
                     (true, _) => INVERSE.trim_start_matches(HANDED),
                     (false, true) => EDITS.trim_start_matches(HANDED),
                     (false, false) => word(&self.graph.node(x).op),
