@@ -30,14 +30,14 @@ const LACKING: [(&str, usize); 12] = [
     ("gated_delta_product_chunkwise_backward_fused", 76),
     ("gla_chunkwise_backward_prepare", 48),
     ("gla_strong_decay_chunkwise_backward_prepare", 48),
-    ("kda_chunkwise_backward_outputs", 120),
+    ("kda_chunkwise_backward_outputs", 132),
     ("mamba2_chunkwise_backward_fused", 24),
     ("mlstm_chunkwise_backward_fused", 20),
     ("retention_chunkwise_backward_fused", 36),
     ("rwkv6_chunkwise_backward_prepare", 84),
     ("simple_gla_chunkwise_backward_fused", 16),
     ("rwkv7_chunkwise_forward_saving_prepare", 116),
-    ("rwkv7_chunkwise_backward_outputs", 272),
+    ("rwkv7_chunkwise_backward_outputs", 284),
     ("rwkv7_chunkwise_backward_prepare", 96),
 ];
 
