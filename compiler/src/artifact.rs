@@ -13,6 +13,7 @@ pub use self::gpu::{Ready, USUAL_SCHEDULE, choose_schedule, compile_gpu, compile
 use crate::compile::Derived;
 #[cfg(feature = "llvm")]
 use crate::compile::{Request, derive};
+use crate::derive::form::Form;
 use crate::error::CompileError;
 use crate::graph::ir::{DimId, Graph, InputKind, Op};
 use crate::lower::graph_to_tile::{Options, lower};
@@ -105,11 +106,11 @@ pub fn tiles(derived: &Derived, dtype: DType, parts: Parts) -> Result<Vec<Tile>,
 
 /// The tile programs of a form, for a GPU.
 pub fn tiles_for_gpu(derived: &Derived, dtype: DType, parts: Parts) -> Result<Vec<Tile>, CompileError> {
-    tiles_as(graphs_after(derived, parts, pipeline::FOR_GPU)?, &options_for_gpu(dtype))
+    tiles_as(graphs_after(derived, parts, pipeline::FOR_GPU)?, &options_of(derived.form, dtype))
 }
 
 /// How graphs become tile programs for a GPU: rows start in different banks, and products take operands as they lie.
-pub fn options_for_gpu(dtype: DType) -> Options {
+fn options_for_gpu(dtype: DType) -> Options {
     // States kept for the backward have the type that products round them to in any case.
     let dtype_saved = if dtype == DType::BF16 { DType::BF16 } else { DType::F32 };
     Options {
@@ -120,6 +121,17 @@ pub fn options_for_gpu(dtype: DType) -> Options {
         spread: true,
         dtype_saved,
         ..Options::default()
+    }
+}
+
+/// How graphs of a form become tile programs. A token at a time, a state is rounded for every read of it, and nothing is
+/// gained by that: products are small, and memory is what takes time. So there states keep the digits of tf32 where they
+/// are multiplied, and all of them where they are kept for the backward.
+pub fn options_of(form: Form, dtype: DType) -> Options {
+    let options = options_for_gpu(dtype);
+    match form {
+        Form::Recurrent => Options { dtype_saved: DType::F32, ..options },
+        Form::Chunkwise | Form::Parallel => options,
     }
 }
 

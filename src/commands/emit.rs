@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use chunkwise_compiler::artifact::{self, Parts};
 use chunkwise_compiler::compile;
+use chunkwise_compiler::derive::form::Form;
 use chunkwise_compiler::graph::ir::Graph;
 use chunkwise_compiler::graph::split::{Handed, split};
 use chunkwise_compiler::lower::graph_to_tile;
@@ -277,7 +278,7 @@ fn from_graph(arguments: &Arguments, mut graph: Graph, dump: &mut Dump) -> Resul
         return Err(Failure::Input("kernels take f32, bf16 or f16; float64 is for the interpreters".to_owned()));
     };
     let options = match arguments.gpu() {
-        Some(_) => artifact::options_for_gpu(dtype_tokens),
+        Some(_) => artifact::options_of(arguments.form.derived().unwrap_or(Form::Chunkwise), dtype_tokens),
         None => graph_to_tile::Options { dtype_tokens, ..graph_to_tile::Options::default() },
     };
     let kernel = graph_to_tile::lower(&graph, &options)?;

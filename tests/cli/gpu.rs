@@ -228,7 +228,9 @@ fn recorded_on_a_gpu(name: &str, wrong: &Mutex<Vec<String>>) -> Vec<String> {
             let arguments = ["--form", form, "--device", "cuda", "--no-cache"];
             let ran = run(&output, &[arguments.as_slice(), &asked].concat());
             let form = schedule.unwrap_or(form);
-            if schedule.is_some() && ran.code == 2 && ran.err.contains("no spans") {
+            // Theirs are scans.
+            let none = ["hgrn", "mamba1"].contains(&name) && schedule.is_some();
+            if none && ran.code == 2 && ran.err.contains("no spans") {
                 continue;
             }
             if ran.code != 0 {

@@ -4,7 +4,7 @@
 //! Decides for each direction which lowering it takes: values in registers, states in registers a token at a time, or
 //! tile programs. Does no IO, keeps nothing.
 
-use super::{Direction, Parts, Tile, graphs_after, options_for_gpu, signature, tiles_as, verified};
+use super::{Direction, Parts, Tile, graphs_after, options_of, signature, tiles_as, verified};
 use crate::compile::{Derived, Request, derive};
 use crate::derive::form::{Form, Inside};
 use crate::error::CompileError;
@@ -12,7 +12,6 @@ use crate::graph::ir::{DimId, Graph, Op};
 use crate::graph::separable::separable_along;
 use crate::graph::split::{Handed, Stage, split, temporaries};
 use crate::lower::graph_to_nvvm::{self, Refusal};
-use crate::lower::graph_to_tile::Options;
 use crate::lower::graph_to_tile::lower;
 use crate::lower::scan_to_nvvm;
 use crate::lower::tile_to_nvvm::{self, Entry, Products};
@@ -175,11 +174,8 @@ fn lowered_at(
                 continue;
             }
         }
-        let stages = match direction {
-            Direction::Forward => schedule.forward.unwrap_or(schedule.stages),
-            Direction::ForwardSaving | Direction::Backward => schedule.stages,
-        };
-        let schedule = &Schedule { stages, ..*schedule };
+        let schedule = &schedule.of_direction(*direction);
+        let stages = schedule.stages;
         let mut in_registers = None;
         if let Some((_, graph)) = registers.get(at) {
             // What has no room in few kernels may have in more.
@@ -322,7 +318,7 @@ fn entries_in_registers(
     let mut entries = Vec::new();
     for stage in stages {
         let symbol = format!("{}_{}", whole.symbol, stage.name);
-        let own = register_options(stage, schedule, family);
+        let own = register_options(stage, whole.direction, schedule, family);
         // What takes least room comes last.
         let ways = [(true, true), (false, true), (true, false), (false, false)];
         let mut made = Err(Refusal::Room(0));
@@ -345,7 +341,12 @@ fn entries_in_registers(
 }
 
 /// How a stage is laid out whose values stay in registers.
-fn register_options(stage: &Stage, schedule: &Schedule, family: &Family) -> graph_to_nvvm::Options {
+fn register_options(
+    stage: &Stage,
+    direction: Direction,
+    schedule: &Schedule,
+    family: &Family,
+) -> graph_to_nvvm::Options {
     let graph = &stage.graph;
     // What goes from span to span is little, and shared by as many as can be.
     let parts = match (graph.span, schedule.spans) {
@@ -364,7 +365,7 @@ fn register_options(stage: &Stage, schedule: &Schedule, family: &Family) -> grap
         parts,
         ahead: true,
         whole_operands: true,
-        exact_edits: schedule.operands == DType::F32,
+        exact_edits: schedule.operands == DType::F32 && direction != Direction::Backward,
         resident: match (waits, threads) {
             (true, ..=128) if graph.rows() <= 32 => 3,
             (true, ..=128) => 2,
@@ -411,9 +412,26 @@ pub fn choose_schedule(
             let derived = derive_for_gpu(instance, request)?;
             let graphs = graphs_after(&derived, parts, pipeline::FOR_GPU)?;
             let graphs: Vec<&Graph> = graphs.iter().map(|(_, graph)| graph).collect();
-            choose_for(&graphs, dtype, gpu, load)
+            let chosen = choose_for(&graphs, dtype, gpu, load)?;
+            if chosen.spans.is_none() || splits(&derived, parts, &chosen)? {
+                return Ok(chosen);
+            }
+            // As for sequences that are too short for spans.
+            choose_for(&graphs, dtype, gpu, &Load { tokens: 0, ..*load })
         }
     }
+}
+
+/// Whether the graphs that kernels are made of can be split as a schedule says.
+fn splits(derived: &Derived, parts: Parts, schedule: &Schedule) -> Result<bool, CompileError> {
+    for (direction, graph) in graphs_after(derived, parts, pipeline::FOR_TENSOR_CORES)? {
+        match split(&graph, &schedule.of_direction(direction)) {
+            Ok(_) => {}
+            Err(CompileError::Limit { .. }) => return Ok(false),
+            Err(bug @ CompileError::Bug { .. }) => return Err(bug),
+        }
+    }
+    Ok(true)
 }
 
 /// Tokens a chunk when nobody asks: shorter ones leave the tensor cores idle.
@@ -424,17 +442,6 @@ const CHUNKS_IN_REGISTERS: [usize; 2] = [64, 32];
 
 /// The schedule when nobody asks and nothing is known of the load.
 pub const USUAL_SCHEDULE: Schedule = Schedule::of(Stages::Fused);
-
-/// How graphs of a form become tile programs. A token at a time, a state is rounded for every read of it, and nothing is
-/// gained by that: products are small, and memory is what takes time. So there states keep the digits of tf32 where they
-/// are multiplied, and all of them where they are kept for the backward.
-fn options_of(form: Form, dtype: DType) -> Options {
-    let options = options_for_gpu(dtype);
-    match form {
-        Form::Recurrent => Options { dtype_saved: DType::F32, ..options },
-        Form::Chunkwise | Form::Parallel => options,
-    }
-}
 
 /// How kernels for tensors of a type are laid out on a family of GPUs.
 pub fn layout(dtype: DType, threads: Option<usize>, family: &Family) -> tile_to_nvvm::Options {

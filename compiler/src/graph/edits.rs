@@ -9,22 +9,17 @@
 //! A kernel tells what an earlier one handed on by its name: [`INVERSE`], [`EDITS`].
 
 use super::ir::{Binary, Graph, InputKind, NodeId, Op, Unary};
+use std::collections::BTreeSet;
 
 /// What the name of a handed inverse begins with.
 pub const INVERSE: &str = "handed.inverse";
 /// What the name of handed edits begins with.
 pub const EDITS: &str = "handed.edits";
 
-/// Whether the operands of a product have to keep their digits; with `edits`, in a forward pass those of edits too.
+/// Whether the operands of a product have to keep their digits; with `edits`, those of edits too.
 pub fn is_exact(graph: &Graph, a: NodeId, b: NodeId, edits: bool) -> bool {
     let inverse = [a, b].into_iter().any(|x| of_inverse(graph, x, edits));
-    inverse || edits && !is_backward(graph) && (of_edits(graph, a) || of_edits(graph, b))
-}
-
-/// Whether a graph computes gradients, or a part of them that goes through chunks in any order.
-fn is_backward(graph: &Graph) -> bool {
-    let is_cotangent = |node: &super::ir::Node| matches!(&node.op, Op::Input { kind: InputKind::Cotangent, .. });
-    graph.reverse || graph.nodes.iter().any(is_cotangent)
+    inverse || edits && (of_edits(graph, a) || of_edits(graph, b))
 }
 
 /// Whether a value is of the inverse of a triangular system, computed here or, if that counts, handed on.
@@ -38,12 +33,17 @@ pub fn of_inverse(graph: &Graph, x: NodeId, handed: bool) -> bool {
 
 /// Whether a value is what a triangular system was solved for: also scaled, or the sum of several.
 pub fn of_edits(graph: &Graph, x: NodeId) -> bool {
-    match &graph.node(x).op {
-        Op::Contract(a, b, _) => of_inverse(graph, *a, true) || of_inverse(graph, *b, true),
-        Op::Input { name, kind: InputKind::Saved, .. } => name.starts_with(EDITS),
-        Op::Binary(Binary::Add | Binary::Sub | Binary::Mul, a, b) => of_edits(graph, *a) || of_edits(graph, *b),
-        op => moved(op).is_some_and(|x| of_edits(graph, x)),
+    let (mut stack, mut seen) = (vec![x], BTreeSet::from([x]));
+    while let Some(x) = stack.pop() {
+        let next = match &graph.node(x).op {
+            Op::Contract(a, b, _) if of_inverse(graph, *a, true) || of_inverse(graph, *b, true) => return true,
+            Op::Input { name, kind: InputKind::Saved, .. } if name.starts_with(EDITS) => return true,
+            Op::Binary(Binary::Add | Binary::Sub | Binary::Mul, a, b) => vec![*a, *b],
+            op => moved(op).into_iter().collect(),
+        };
+        stack.extend(next.into_iter().filter(|x| seen.insert(*x)));
     }
+    false
 }
 
 /// The operand whose elements a node's are, in other places, negated, or zero.

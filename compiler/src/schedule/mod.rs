@@ -14,6 +14,7 @@
 
 pub mod cost;
 
+use crate::artifact::Direction;
 use crate::compile::CHUNKS;
 use crate::error::CompileError;
 use crate::graph::ir::{Graph, Op};
@@ -68,6 +69,17 @@ impl Schedule {
             states: DType::F32,
             operands: DType::F32,
         }
+    }
+}
+
+impl Schedule {
+    /// The same for one direction, with the kernels that it becomes.
+    pub fn of_direction(&self, direction: Direction) -> Schedule {
+        let stages = match direction {
+            Direction::Forward => self.forward.unwrap_or(self.stages),
+            Direction::ForwardSaving | Direction::Backward => self.stages,
+        };
+        Schedule { stages, ..*self }
     }
 }
 

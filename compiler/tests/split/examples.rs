@@ -173,3 +173,44 @@ fn stages_of_packed_sequences() {
         assert!(results.keys().any(|name| name.starts_with("grad.")));
     }
 }
+
+/// Gradients of a parameter that lies in memory in another order than its axes are declared.
+#[test]
+fn stages_of_a_parameter_in_its_own_order() {
+    let source = "recurrence own { axis K, V input k: [K], v: [V], g: [] in (-inf, 0] param W: [V, K] state S: [K, V] \
+                  S = exp(g) * S + k * (v + W @ k) output o: [V] = k @ S }";
+    let program = chunkwise_dsl::compile(source).expect("a program").programs.remove(0);
+    for (keys, values) in [(3, 2), (2, 5)] {
+        let mut case = Case::draw(7, &program);
+        (case.batch, case.heads, case.tokens, case.full) = (2, 2, 37, true);
+        (case.regime, case.mixed) = (Regime::Usual, false);
+        case.sizes = [("K".to_owned(), keys), ("V".to_owned(), values)].into();
+        for prepared in Prepared::ALL {
+            let ran = check(&program, &case, 5, prepared).unwrap_or_else(|error| panic!("{prepared:?}: {error}"));
+            assert!(ran, "it has a chunk form and tame numbers");
+        }
+    }
+}
+
+/// Two states that mix along axes of their own have no spans: their matrices would not fit one graph.
+#[test]
+fn states_that_mix_along_several_axes_have_no_spans() {
+    let source = "recurrence two { axis K, J, V input k: [K] in unit(K), j: [J] in unit(J), v: [V] \
+                  state S: [K, V], R: [J, V] S = S + k * (v - k @ S) R = R + j * (v - j @ R) \
+                  output o: [V] = k @ S + j @ R }";
+    let program = chunkwise_dsl::compile(source).expect("a program").programs.remove(0);
+    for (keys, other, has) in [(3, 5, false), (4, 4, true)] {
+        let sizes = [("K", keys), ("J", other), ("V", 2)].map(|(axis, size)| (axis.to_owned(), size)).into();
+        let instance = Instance::new(&program, &sizes, &BTreeMap::new()).unwrap();
+        let request =
+            Request { form: Form::Chunkwise, chunk: Some(4), max_length: 64, backward: true, inside: Inside::Pairs };
+        for graph in graphs(&derive(&instance, &request).unwrap()) {
+            assert_eq!(can_be_in_spans(&graph), has, "{}", graph.name);
+        }
+        let mut case = Case::draw(11, &program);
+        (case.batch, case.heads, case.tokens, case.full) = (1, 2, 23, true);
+        (case.regime, case.mixed) = (Regime::Usual, false);
+        case.sizes = [("K", keys), ("J", other), ("V", 2)].map(|(axis, size)| (axis.to_owned(), size)).into();
+        assert!(check(&program, &case, 4, Prepared::ForTensorCores).unwrap_or_else(|error| panic!("{error}")));
+    }
+}

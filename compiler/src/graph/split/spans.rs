@@ -93,6 +93,17 @@ fn states(graph: &Graph) -> Result<(Builder, Vec<State>), CompileError> {
         let change = change(&mut builder, carry).map_err(|because| refused(carry, because))?;
         found.push(State { carry: carry.clone(), change });
     }
+    // All matrices are computed in one graph, whose free axis is as long as the one that mixes.
+    let axes = |state: &State| match state.change {
+        Change::Matrix { over, free, .. } => Some((free, graph.dim(over).size)),
+        Change::Factors(_) => None,
+    };
+    let mut matrices = found.iter().filter_map(|state| Some((state, axes(state)?)));
+    if let Some((_, first)) = matrices.next()
+        && let Some((other, _)) = matrices.find(|(_, axes)| *axes != first)
+    {
+        return Err(refused(&other.carry, "states mix along axes of several sizes, or beside each other's"));
+    }
     Ok((builder, found))
 }
 
@@ -175,14 +186,10 @@ fn one_in_spans(stage: Stage, steps: usize) -> Result<Vec<Stage>, CompileError> 
         stages.push(spanned(&stage, "summary", &builder, summary, steps)?);
         if matrices > 0 {
             let mut square = builder.clone();
-            for State { carry, change } in &states {
-                let Change::Matrix { over, free, .. } = *change else { continue };
-                let (size, before) = (graph.dim(over).size, graph.dim(free).size);
-                let now = &mut square.dims[free.index()].size;
-                if ![before, size].contains(now) {
-                    return Err(refused(carry, "states mix along axes of several sizes"));
+            for State { change, .. } in &states {
+                if let Change::Matrix { over, free, .. } = *change {
+                    square.dims[free.index()].size = graph.dim(over).size;
                 }
-                *now = size;
             }
             stages.push(spanned(&stage, "factors", &square, factors, steps)?);
         }
@@ -192,7 +199,6 @@ fn one_in_spans(stage: Stage, steps: usize) -> Result<Vec<Stage>, CompileError> 
     own.span = Some(steps);
     let mut sums = Vec::new();
     for carry in &mut own.carries {
-        carry.layout.clone_from(&graph.node(carry.input).dims);
         match states.iter().any(|state| state.carry.input == carry.input) {
             true => (carry.init, carry.last) = (Some(name("at", carry)), None),
             false => {
@@ -201,8 +207,11 @@ fn one_in_spans(stage: Stage, steps: usize) -> Result<Vec<Stage>, CompileError> 
                 carry.last = Some(last);
             }
         }
+        // What is handed on lies in the order of its dimensions, not in that of the caller's tensor.
+        carry.layout.clone_from(&graph.node(carry.input).dims);
     }
-    let writes = sums.iter().map(|(carry, last)| handed(graph, last, &carry.layout, tokens)).chain(stage.writes);
+    let part = |(carry, last): &(Carry, String)| handed(graph, last, &graph.node(carry.input).dims, tokens);
+    let writes = sums.iter().map(part).chain(stage.writes);
     let reads = states.iter().map(|state| {
         let dims = &graph.node(state.carry.input).dims;
         handed(graph, &name("at", &state.carry), dims, tokens)
@@ -326,10 +335,11 @@ fn add_up(like: &Graph, sums: Vec<(Carry, String)>, tokens: usize) -> Result<Sta
     let (mut graph, mut b) = over_spans(like, "spans", tokens);
     let mut reads = Vec::new();
     for (carry, part) in sums {
+        let dims = like.node(carry.input).dims.clone();
         let sum = b.input(&carry.name, InputKind::Carry, carry.layout.clone(), None);
-        let own = b.input(&part, InputKind::Saved, carry.layout.clone(), None);
-        let output = b.add(Op::Binary(Binary::Add, sum, own), carry.layout.clone());
-        reads.push(handed(like, &part, &carry.layout, tokens));
+        let own = b.input(&part, InputKind::Saved, dims.clone(), None);
+        let output = b.add(Op::Binary(Binary::Add, sum, own), dims.clone());
+        reads.push(handed(like, &part, &dims, tokens));
         graph.carries.push(Carry { input: sum, output, ..carry });
     }
     graph.dims = b.dims;
