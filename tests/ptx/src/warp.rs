@@ -4,14 +4,16 @@
 //! again where the text lets them. Where an instruction needs all threads, a group waits there for the others; if all
 //! groups wait, and not at the same one, that is a fault.
 
+mod access;
+
 use crate::arithmetic::{Wide, binary, order, source, ternary, unary, wide_binary, wide_shift, wide_unary, zip};
 use crate::instruction::{
-    Address, Binary, Compared, Instruction, Logic, Operand, Operation, Register, Relation, Space, Special,
+    Address, Binary, Compared, Instruction, Logic, Operand, Operation, Register, Relation, Special,
 };
-use crate::matrix::{Narrow, hand_out, multiply, transpose};
+use crate::matrix::{Narrow, multiply, transpose};
 use crate::memory::{self, Memory};
 use crate::numbers::{bits, float, half};
-use crate::parse::{Kernel, PARAMETER_AT};
+use crate::parse::Kernel;
 use crate::shared::{self, Shared};
 
 /// Every thread.
@@ -480,134 +482,8 @@ impl Warp {
             Special::One => [1; 32],
         }
     }
-
-    fn load(
-        &mut self,
-        space: Space,
-        bytes: u32,
-        to: &[Register],
-        from: Address,
-        active: u32,
-        world: &mut World,
-    ) -> Result<(), (Option<u32>, String)> {
-        let addresses = self.addresses(from);
-        let all = bytes as usize * to.len();
-        for lane in lanes(active) {
-            let address = addresses[lane];
-            let mut value = match space {
-                Space::Parameter => parameter(world.parameter, address, all),
-                Space::Shared => {
-                    let who = self.who(world, lane);
-                    world.shared.read(address, all, who, false)
-                }
-                Space::Global => world.memory.read(address, all as u64, self.who_globally(world, lane)),
-            }
-            .map_err(|what| (Some(lane as u32), what))?;
-            for register in to {
-                match bytes {
-                    8 => self.wide[*register as usize][lane] = value as u64,
-                    4 => self.narrow[*register as usize][lane] = value as u32,
-                    _ => self.narrow[*register as usize][lane] = value as u32 & 0xffff,
-                }
-                value = value.checked_shr(8 * bytes).unwrap_or(0);
-            }
-        }
-        Ok(())
-    }
-
-    fn store(
-        &mut self,
-        space: Space,
-        bytes: u32,
-        to: Address,
-        from: &[Operand],
-        active: u32,
-        world: &mut World,
-    ) -> Result<(), (Option<u32>, String)> {
-        let addresses = self.addresses(to);
-        let all = bytes as usize * from.len();
-        for lane in lanes(active) {
-            let mut value = 0u128;
-            for operand in from.iter().rev() {
-                let own = match (bytes, operand) {
-                    (_, Operand::Number(number)) => *number,
-                    (8, Operand::Register(register)) => self.wide[*register as usize][lane],
-                    (_, Operand::Register(register)) => u64::from(self.narrow[*register as usize][lane]),
-                };
-                let own = if bytes == 8 { own } else { own & ((1 << (8 * bytes)) - 1) };
-                value = value.checked_shl(8 * bytes).unwrap_or(0) | u128::from(own);
-            }
-            match space {
-                Space::Parameter => Err("a parameter is written".to_owned()),
-                Space::Shared => {
-                    let who = self.who(world, lane);
-                    world.shared.write(addresses[lane], all, value, who)
-                }
-                Space::Global => world.memory.write(addresses[lane], all as u64, value, self.who_globally(world, lane)),
-            }
-            .map_err(|what| (Some(lane as u32), what))?;
-        }
-        Ok(())
-    }
-
-    fn copy_async(
-        &mut self,
-        to: Address,
-        from: Address,
-        bytes: u32,
-        read: Option<Operand>,
-        active: u32,
-        world: &mut World,
-    ) -> Result<(), (Option<u32>, String)> {
-        let (to, from) = (self.addresses(to), self.addresses(from));
-        let read = read.map_or([bytes; 32], |read| self.read(read));
-        for lane in lanes(active) {
-            let who = self.who(world, lane);
-            let copied = world.shared.begin_copy(to[lane], bytes as usize, who).and_then(|()| match read[lane] {
-                0 => Ok(0),
-                all if all == bytes => world.memory.read(from[lane], u64::from(bytes), self.who_globally(world, lane)),
-                some => Err(format!("a copy of {some} bytes of {bytes} is not known")),
-            });
-            let value = copied.map_err(|what| (Some(lane as u32), what))?;
-            self.copies.push(Arriving { lane: lane as u32, to: to[lane], bytes: bytes as usize, value });
-        }
-        Ok(())
-    }
-
-    fn load_matrices(
-        &mut self,
-        transposed: bool,
-        to: &[Register],
-        from: Address,
-        world: &mut World,
-    ) -> Result<(), (Option<u32>, String)> {
-        let addresses = self.addresses(from);
-        for (at, register) in to.iter().enumerate() {
-            let mut rows = [[0; 8]; 8];
-            for (lane, row) in (8 * at..).zip(&mut rows) {
-                let who = self.who(world, lane);
-                let read = world.shared.read(addresses[lane], 16, who, true);
-                let bytes = read.map_err(|what| (Some(lane as u32), what))?;
-                *row = std::array::from_fn(|column| (bytes >> (16 * column)) as u16);
-            }
-            self.write(*register, ALL, &hand_out(&rows, transposed));
-        }
-        Ok(())
-    }
 }
 
 fn unknown(instruction: &Instruction) -> (Option<u32>, String) {
     (None, format!("{:?} is not known of 64 bits", instruction.operation))
-}
-
-fn parameter(bytes: &[u8], address: u64, count: usize) -> Result<u128, String> {
-    let offset = address.wrapping_sub(PARAMETER_AT) as usize;
-    let part = offset.checked_add(count).and_then(|end| bytes.get(offset..end));
-    let part = part.ok_or_else(|| format!("{count} bytes at {offset} of a parameter of {}", bytes.len()))?;
-    if !offset.is_multiple_of(count) {
-        return Err(format!("{count} bytes at once at {offset} of the parameter, which is no multiple of that"));
-    }
-    let mut value = [0; 16];
-    value[..count].copy_from_slice(part);
-    Ok(u128::from_le_bytes(value))
 }
