@@ -396,7 +396,8 @@ fn gpu_code(arguments: &Arguments, arch: Arch, kernel: &Kernel, dump: &mut Dump)
     };
     let family = crate::gpu::family(arch)?;
     let want = Want { mlir: true, llvm: arguments.to == Stage::Llvm || dump.folder.is_some() };
-    let entry = entry(kernel, "kernel", &artifact::layout(dtype, None, family))?;
+    let form = arguments.form.derived().unwrap_or(Form::Chunkwise);
+    let entry = entry(kernel, "kernel", &artifact::layout(form, dtype, None, family))?;
     let compiled = compile_kernels(vec![entry], family, want)?;
     dump.file("kernel.mlir", &compiled.lowered.text)?;
     if arguments.to == Stage::Mlir {

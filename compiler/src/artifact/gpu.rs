@@ -272,10 +272,7 @@ fn entries_of_tiles(
     (form, dtype): (Form, DType),
 ) -> Result<Vec<Entry>, CompileError> {
     let options = options_of(form, dtype);
-    let mut layout = layout(dtype, schedule.threads, family);
-    if form == Form::Recurrent && layout.products == Products::Bf16 {
-        layout.products = Products::Tf32;
-    }
+    let layout = layout(form, dtype, schedule.threads, family);
     let mut kernels = Vec::new();
     for stage in stages {
         let mut kernel = lower(&stage.graph, &options)?;
@@ -444,12 +441,14 @@ const CHUNKS_IN_REGISTERS: [usize; 2] = [64, 32];
 pub const USUAL_SCHEDULE: Schedule = Schedule::of(Stages::Fused);
 
 /// How kernels for tensors of a type are laid out on a family of GPUs.
-pub fn layout(dtype: DType, threads: Option<usize>, family: &Family) -> tile_to_nvvm::Options {
-    let products = match dtype {
-        DType::F32 => Products::Tf32x3,
-        DType::BF16 => Products::Bf16,
+pub fn layout(form: Form, dtype: DType, threads: Option<usize>, family: &Family) -> tile_to_nvvm::Options {
+    let products = match (dtype, form) {
+        (DType::F32, _) => Products::Tf32x3,
+        (DType::BF16, Form::Chunkwise | Form::Parallel) => Products::Bf16,
+        // As `options_of` says.
+        (DType::BF16, Form::Recurrent) => Products::Tf32,
         // The range of binary16 is too narrow for states: tf32 has its digits and float32's range.
-        DType::F16 => Products::Tf32,
+        (DType::F16, _) => Products::Tf32,
     };
     tile_to_nvvm::Options { threads: threads.unwrap_or(256), shared_limit: family.shared_limit, products }
 }
