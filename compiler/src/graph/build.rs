@@ -2,7 +2,7 @@
 //!
 //! In: operations on ids of the arena under construction. Out: ids. Never changes a node once made.
 
-use super::ir::{Binary, Body, Compare, Dim, DimId, DimKind, Gates, InputKind, Node, NodeId, Op, Unary};
+use super::ir::{Binary, Body, Compare, Dim, DimId, DimKind, Gates, Graph, InputKind, Node, NodeId, Op, Unary};
 use chunkwise_dsl::span::Span;
 use std::collections::HashMap;
 
@@ -389,4 +389,13 @@ pub fn reachable(nodes: &[Node], roots: &[NodeId]) -> (Vec<Node>, HashMap<NodeId
         kept.push(node);
     }
     (kept, map)
+}
+
+/// By node: how often it is used, by others and as a result.
+pub fn uses(graph: &Graph) -> Vec<usize> {
+    let mut uses = vec![0; graph.nodes.len()];
+    graph.nodes.iter().flat_map(|node| node.op.operands()).for_each(|x| uses[x.index()] += 1);
+    let results = graph.outputs.iter().chain(&graph.saves).map(|(_, x)| *x);
+    results.chain(graph.carries.iter().map(|carry| carry.output)).for_each(|x| uses[x.index()] += 1);
+    uses
 }

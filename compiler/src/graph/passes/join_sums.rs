@@ -5,7 +5,7 @@
 //! not in others, what counts is added beside it. Nothing is subtracted, and nobody else's summand is touched.
 
 use super::rewrite_nodes_at;
-use crate::graph::build::Builder;
+use crate::graph::build::{Builder, uses};
 use crate::graph::ir::{Binary, DimId, Gates, Graph, NodeId, Op};
 use std::collections::BTreeMap;
 
@@ -54,15 +54,6 @@ fn join(b: &mut Builder, group: &[(NodeId, Along)], new: &[NodeId]) -> Vec<NodeI
     let mut terms: Vec<NodeId> = own.map(|(_, along)| b.rename(new[along.x.index()], *over, kept)).collect();
     terms.push(b.contract(triangle, all, &[*over]));
     terms
-}
-
-/// By node: how often it is used.
-fn uses(graph: &Graph) -> Vec<usize> {
-    let mut uses = vec![0; graph.nodes.len()];
-    graph.nodes.iter().flat_map(|node| node.op.operands()).for_each(|x| uses[x.index()] += 1);
-    let results = graph.outputs.iter().chain(&graph.saves).map(|(_, x)| *x);
-    results.chain(graph.carries.iter().map(|carry| carry.output)).for_each(|x| uses[x.index()] += 1);
-    uses
 }
 
 fn is_sum(graph: &Graph, n: usize) -> bool {

@@ -5,7 +5,7 @@
 
 use super::price::on_tensor_cores;
 use crate::graph::edits::{is_exact, moved};
-use crate::graph::ir::{Graph, Node, NodeId, Op};
+use crate::graph::ir::{DimId, Graph, Node, NodeId, Op};
 use chunkwise_abi::{Access, ArgSignature, DType, Role};
 
 /// A value that one stage writes and a later one reads, once a step.
@@ -26,6 +26,12 @@ pub struct Handed {
 }
 
 impl Handed {
+    /// A value over dimensions of a graph, once every so many tokens, in float32.
+    pub fn new(graph: &Graph, name: &str, dims: &[DimId], tokens: usize) -> Handed {
+        let axes = dims.iter().map(|&dim| graph.dim(dim).name.clone()).collect();
+        Handed { name: name.to_owned(), inner: graph.sizes(dims), axes, tokens, dtype: DType::F32, result: false }
+    }
+
     /// As an argument of a kernel.
     pub fn argument(&self, access: Access) -> ArgSignature {
         ArgSignature {

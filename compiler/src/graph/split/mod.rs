@@ -488,15 +488,8 @@ impl<'g> Splitter<'g> {
     }
 
     fn handed(&self, graph: &Graph, name: &str, node: NodeId) -> Handed {
-        let dims = &graph.node(node).dims;
-        Handed {
-            name: name.to_owned(),
-            inner: graph.sizes(dims),
-            axes: dims.iter().map(|&dim| graph.dim(dim).name.clone()).collect(),
-            tokens: graph.tokens,
-            dtype: DType::F32,
-            result: self.graph.saves.iter().any(|(saved, _)| saved == name),
-        }
+        let result = self.graph.saves.iter().any(|(saved, _)| saved == name);
+        Handed { result, ..Handed::new(graph, name, &graph.node(node).dims, graph.tokens) }
     }
 
     /// Decides the type of everything handed on. What a caller sees is float32.

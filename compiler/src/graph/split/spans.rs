@@ -19,7 +19,7 @@ use super::linear::linear;
 use super::{HANDED, Stage, summand};
 use crate::error::CompileError;
 use crate::graph::build::{Builder, reachable};
-use crate::graph::ir::{Begin, Binary, Carry, Dim, DimId, Graph, InputKind, NodeId, Op};
+use crate::graph::ir::{Begin, Binary, Carry, Dim, DimId, Graph, InputKind, Node, NodeId, Op};
 use crate::graph::separable::separable_along;
 use crate::pass;
 use crate::pipeline::SIMPLIFY;
@@ -48,19 +48,7 @@ pub fn in_spans(stages: Vec<Stage>, steps: usize, operands: DType) -> Result<Vec
         if stage.graph.carries.is_empty() || stage.name == "sums" {
             all.push(stage);
         } else {
-            let mut own = one_in_spans(stage, steps)?;
-            let matrices: Vec<String> = own
-                .iter()
-                .filter(|stage| stage.name == "factors")
-                .flat_map(|stage| &stage.writes)
-                .map(|handed| handed.name.clone())
-                .collect();
-            for handed in own.iter_mut().flat_map(|stage| stage.reads.iter_mut().chain(&mut stage.writes)) {
-                if matrices.contains(&handed.name) {
-                    handed.dtype = operands;
-                }
-            }
-            all.extend(own);
+            all.extend(one_in_spans(stage, steps, operands)?);
         }
     }
     Ok(all)
@@ -148,7 +136,7 @@ fn change(builder: &mut Builder, carry: &Carry) -> Result<Change, &'static str> 
 }
 
 /// A graph of some nodes alone, to be looked at.
-fn part(builder: &Builder, nodes: Vec<crate::graph::ir::Node>) -> Graph {
+fn part(builder: &Builder, nodes: Vec<Node>) -> Graph {
     Graph {
         name: String::new(),
         dims: builder.dims.clone(),
@@ -164,12 +152,11 @@ fn part(builder: &Builder, nodes: Vec<crate::graph::ir::Node>) -> Graph {
     }
 }
 
-fn one_in_spans(stage: Stage, steps: usize) -> Result<Vec<Stage>, CompileError> {
+fn one_in_spans(stage: Stage, steps: usize, operands: DType) -> Result<Vec<Stage>, CompileError> {
     let graph = &stage.graph;
     let (builder, states) = states(graph)?;
     let tokens = graph.tokens * steps;
     let name = |kind: &str, carry: &Carry| format!("{HANDED}{kind}.{}", carry.name);
-    let matrices = states.iter().filter(|state| matches!(state.change, Change::Matrix { .. })).count();
     let mut stages = Vec::new();
     if !states.is_empty() {
         let (mut summary, mut factors) = (Vec::new(), Vec::new());
@@ -183,17 +170,17 @@ fn one_in_spans(stage: Stage, steps: usize) -> Result<Vec<Stage>, CompileError> 
                     .push(Carry { begins: Begin::Identity, ..from_nothing(carry, *output, own, name("M", carry)) }),
             }
         }
-        stages.push(spanned(&stage, "summary", &builder, summary, steps)?);
-        if matrices > 0 {
+        stages.push(spanned(&stage, "summary", &builder, (summary, DType::F32), steps)?);
+        if !factors.is_empty() {
             let mut square = builder.clone();
             for State { change, .. } in &states {
                 if let Change::Matrix { over, free, .. } = *change {
                     square.dims[free.index()].size = graph.dim(over).size;
                 }
             }
-            stages.push(spanned(&stage, "factors", &square, factors, steps)?);
+            stages.push(spanned(&stage, "factors", &square, (factors, operands), steps)?);
         }
-        stages.push(combine(&stage, &states, tokens)?);
+        stages.push(combine(&stage, &states, tokens, operands)?);
     }
     let mut own = graph.clone();
     own.span = Some(steps);
@@ -210,11 +197,11 @@ fn one_in_spans(stage: Stage, steps: usize) -> Result<Vec<Stage>, CompileError> 
         // What is handed on lies in the order of its dimensions, not in that of the caller's tensor.
         carry.layout.clone_from(&graph.node(carry.input).dims);
     }
-    let part = |(carry, last): &(Carry, String)| handed(graph, last, &graph.node(carry.input).dims, tokens);
+    let part = |(carry, last): &(Carry, String)| Handed::new(graph, last, &graph.node(carry.input).dims, tokens);
     let writes = sums.iter().map(part).chain(stage.writes);
     let reads = states.iter().map(|state| {
         let dims = &graph.node(state.carry.input).dims;
-        handed(graph, &name("at", &state.carry), dims, tokens)
+        Handed::new(graph, &name("at", &state.carry), dims, tokens)
     });
     let reads = reads.chain(stage.reads).collect();
     stages.push(Stage { name: stage.name, reads, writes: writes.collect(), graph: own });
@@ -229,18 +216,12 @@ fn from_nothing(carry: &Carry, output: NodeId, layout: Vec<DimId>, last: String)
     Carry { output, init: None, begins: Begin::Zero, last: Some(last), layout, ..carry.clone() }
 }
 
-/// A value of each span.
-fn handed(graph: &Graph, name: &str, dims: &[DimId], tokens: usize) -> Handed {
-    let axes = dims.iter().map(|&dim| graph.dim(dim).name.clone()).collect();
-    Handed { name: name.to_owned(), inner: graph.sizes(dims), axes, tokens, dtype: DType::F32, result: false }
-}
-
-/// A graph of carries alone, over all spans at once; what they end with is handed on.
+/// A graph of carries alone, over all spans at once; what they end with is handed on in a type.
 fn spanned(
     whole: &Stage,
     name: &'static str,
     arena: &Builder,
-    mut carries: Vec<Carry>,
+    (mut carries, dtype): (Vec<Carry>, DType),
     steps: usize,
 ) -> Result<Stage, CompileError> {
     let roots: Vec<NodeId> = carries.iter().flat_map(|carry| [carry.input, carry.output]).collect();
@@ -264,7 +245,10 @@ fn spanned(
         |name: &str| graph.nodes.iter().any(|node| matches!(&node.op, Op::Input { name: own, .. } if own == name));
     let reads = whole.reads.iter().filter(|handed| used(&handed.name)).cloned().collect();
     let tokens = graph.tokens * steps;
-    let last = |carry: &Carry| handed(&graph, carry.last.as_deref().unwrap_or_default(), &carry.layout, tokens);
+    let last = |carry: &Carry| {
+        let name = carry.last.as_deref().unwrap_or_default();
+        Handed { dtype, ..Handed::new(&graph, name, &carry.layout, tokens) }
+    };
     let writes = graph.carries.iter().map(last).collect();
     Ok(Stage { name, reads, writes, graph })
 }
@@ -291,7 +275,7 @@ fn over_spans(like: &Graph, name: &str, tokens: usize) -> (Graph, Builder) {
 }
 
 /// States from span to span.
-fn combine(whole: &Stage, states: &[State], tokens: usize) -> Result<Stage, CompileError> {
+fn combine(whole: &Stage, states: &[State], tokens: usize, operands: DType) -> Result<Stage, CompileError> {
     let like = &whole.graph;
     let (mut graph, mut b) = over_spans(like, "combine", tokens);
     b.rule = "summarise a span";
@@ -301,10 +285,10 @@ fn combine(whole: &Stage, states: &[State], tokens: usize) -> Result<Stage, Comp
         let name = |kind: &str| format!("{HANDED}{kind}.{}", carry.name);
         let state = b.input(&carry.name, InputKind::Carry, carry.layout.clone(), None);
         let added = b.input(&name("U"), InputKind::Saved, dims.clone(), None);
-        let (factors, kept) = match change {
+        let (factors, dtype, kept) = match change {
             Change::Factors(factors) => {
                 let by = b.input(&name("M"), InputKind::Saved, factors.layout.clone(), None);
-                (factors.layout.clone(), b.times(by, state))
+                (factors.layout.clone(), DType::F32, b.times(by, state))
             }
             Change::Matrix { over, free, .. } => {
                 let Dim { name: of, kind, size } = like.dim(*over).clone();
@@ -313,7 +297,7 @@ fn combine(whole: &Stage, states: &[State], tokens: usize) -> Result<Stage, Comp
                 let layout: Vec<DimId> = dims.iter().map(|dim| if dim == free { from } else { *dim }).collect();
                 let by = b.input(&name("M"), InputKind::Saved, layout.clone(), None);
                 let before = b.rename(state, *over, from);
-                (layout, b.contract(by, before, &[from]))
+                (layout, operands, b.contract(by, before, &[from]))
             }
         };
         let output = b.plus(kept, added);
@@ -321,8 +305,9 @@ fn combine(whole: &Stage, states: &[State], tokens: usize) -> Result<Stage, Comp
         graph.carries.push(Carry { input: state, output, begins: Begin::Zero, ..carry.clone() });
         graph.saves.push((name("at"), state));
         graph.dims.clone_from(&b.dims);
-        reads.extend([handed(&graph, &name("U"), &dims, tokens), handed(&graph, &name("M"), &factors, tokens)]);
-        writes.push(handed(&graph, &name("at"), &dims, tokens));
+        reads.push(Handed::new(&graph, &name("U"), &dims, tokens));
+        reads.push(Handed { dtype, ..Handed::new(&graph, &name("M"), &factors, tokens) });
+        writes.push(Handed::new(&graph, &name("at"), &dims, tokens));
     }
     graph.dims = b.dims;
     graph.nodes = b.nodes;
@@ -339,7 +324,7 @@ fn add_up(like: &Graph, sums: Vec<(Carry, String)>, tokens: usize) -> Result<Sta
         let sum = b.input(&carry.name, InputKind::Carry, carry.layout.clone(), None);
         let own = b.input(&part, InputKind::Saved, dims.clone(), None);
         let output = b.add(Op::Binary(Binary::Add, sum, own), dims.clone());
-        reads.push(handed(like, &part, &dims, tokens));
+        reads.push(Handed::new(like, &part, &dims, tokens));
         graph.carries.push(Carry { input: sum, output, ..carry });
     }
     graph.dims = b.dims;

@@ -10,6 +10,7 @@ use super::product::Pattern;
 use super::segments::Segments;
 use super::shape::{Shape, Warps, extent};
 use super::{Options, Refusal};
+use crate::graph::build::uses;
 use crate::graph::ir::{DimId, DimKind, Graph, NodeId, Op};
 use crate::lower::tile_to_mlir::functions::Functions;
 use crate::lower::tile_to_mlir::writer::{Elem, Ty, Val, Writer};
@@ -213,12 +214,6 @@ impl<'g> Block<'g> {
         let across_pair = w.op("lshr", across, one, Ty::I32);
         let shared = w.raw_value(format_args!("llvm.mlir.addressof @shared : !llvm.ptr<3>"));
         let zero = int(&mut w, 0);
-        let mut uses = vec![0; graph.nodes.len()];
-        for node in &graph.nodes {
-            node.op.operands().iter().for_each(|x| uses[x.index()] += 1);
-        }
-        let results = graph.outputs.iter().chain(&graph.saves).map(|(_, x)| *x);
-        results.chain(graph.carries.iter().map(|carry| carry.output)).for_each(|x| uses[x.index()] += 1);
         Block {
             graph,
             args,
@@ -228,7 +223,7 @@ impl<'g> Block<'g> {
             memory: Memory::new(layout),
             warps,
             ix: Interner::default(),
-            uses,
+            uses: uses(graph),
             tensors: Vec::new(),
             thread,
             lane,
