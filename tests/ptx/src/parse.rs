@@ -11,8 +11,8 @@ use std::collections::HashMap;
 
 /// Where the parameter of a kernel lies, as its code sees it.
 pub const PARAMETER_AT: u64 = 0x1_0000;
-/// Where shared memory lies.
-pub const SHARED_AT: u64 = 0x10_0000;
+/// Where shared memory lies: where 18 bits are enough for an address, as descriptors of matrices have them.
+pub const SHARED_AT: u64 = 0x400;
 
 /// A module.
 #[derive(Debug)]
