@@ -4,6 +4,7 @@ use crate::memory::Memory;
 use crate::parse::{Kernel, SHARED_AT};
 use crate::shared::Shared;
 use crate::warp::{Stop, Warp, World, Wrong};
+use crate::warpgroup::Warpgroups;
 use std::fmt;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -112,12 +113,14 @@ pub fn run(launch: &Launch, memory: &Memory, processors: usize) -> Result<(), Fa
 struct Block {
     warps: Vec<Warp>,
     shared: Shared,
+    warpgroups: Warpgroups,
 }
 
 impl Block {
     fn new(launch: &Launch) -> Block {
         let warps = (0..launch.threads / WARP).map(|number| Warp::new(number, launch.kernel)).collect();
-        Block { warps, shared: Shared::new(launch.shared_bytes as usize, SHARED_AT, launch.unwritten) }
+        let shared = Shared::new(launch.shared_bytes as usize, SHARED_AT, launch.unwritten);
+        Block { warps, shared, warpgroups: Warpgroups::new(launch.threads / WARP) }
     }
 
     fn run(&mut self, launch: &Launch, memory: &Memory, number: u32) -> Result<(), Fault> {
@@ -125,9 +128,11 @@ impl Block {
         let block = [number % x, number / x % y, number / x / y];
         self.warps.iter_mut().for_each(Warp::reset);
         self.shared.reset();
+        self.warpgroups.reset();
         let mut world = World {
             memory,
             shared: &mut self.shared,
+            warpgroups: &mut self.warpgroups,
             parameter: launch.parameter,
             block,
             blocks: launch.blocks,
@@ -135,27 +140,30 @@ impl Block {
             threads: launch.threads,
             interval: 1,
         };
+        let fault = |warp: usize, lane: u32, line: u32, what: String| Fault {
+            kernel: launch.kernel.name.clone(),
+            block,
+            thread: warp as u32 * WARP + lane,
+            line,
+            text: launch.kernel.line(line).to_owned(),
+            what,
+        };
         loop {
             let mut stopped = None;
             for (at, warp) in self.warps.iter_mut().enumerate() {
-                let fault = |Wrong { at: instruction, lane, what }| {
+                let stop = warp.run(launch.kernel, &mut world).map_err(|Wrong { at: instruction, lane, what }| {
                     let line = launch.kernel.code.get(instruction as usize).map_or(0, |it| it.line);
-                    Fault {
-                        kernel: launch.kernel.name.clone(),
-                        block,
-                        thread: at as u32 * WARP + lane.unwrap_or(0),
-                        line,
-                        text: launch.kernel.line(line).to_owned(),
-                        what,
-                    }
-                };
-                let stop = warp.run(launch.kernel, &mut world).map_err(fault)?;
+                    fault(at, lane.unwrap_or(0), line, what)
+                })?;
                 if stopped.is_some_and(|stopped| stopped != stop) {
                     let what = "some warps stand at a barrier of the block, and others have ended".to_owned();
-                    return Err(fault(Wrong { at: u32::MAX, lane: None, what }));
+                    return Err(fault(at, 0, 0, what));
                 }
                 stopped = Some(stop);
             }
+            world.warpgroups.end_interval().map_err(|(warp, line)| {
+                fault(warp, 0, line, "other warps of its warpgroup do this, and it went another way".to_owned())
+            })?;
             if stopped != Some(Stop::Barrier) {
                 return Ok(());
             }

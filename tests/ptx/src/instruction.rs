@@ -160,6 +160,35 @@ pub enum Factors {
     Tf32,
 }
 
+/// Whether something is done: always or never, or where a predicate holds.
+#[derive(Clone, Copy, Debug)]
+pub enum Scale {
+    Always(bool),
+    If(Register),
+}
+
+/// The left factor of a product of a warpgroup. `transposed`: its rows follow each other in memory, not its columns.
+#[derive(Clone, Copy, Debug)]
+pub enum Left {
+    Registers([Register; 4]),
+    Shared { descriptor: Operand, transposed: bool },
+}
+
+/// A product of a warpgroup, 64 rows and 16 between: `d` is it, or is added to.
+#[derive(Clone, Debug)]
+pub struct AsyncProduct {
+    pub factors: Factors,
+    pub d: Vec<Register>,
+    pub left: Left,
+    /// The descriptor of the right factor.
+    pub right: Operand,
+    /// Whether its columns follow each other in memory, not its rows.
+    pub right_transposed: bool,
+    pub add: Scale,
+    /// Of the left factor and the right one.
+    pub negated: [bool; 2],
+}
+
 /// What is done. Destinations come first, as in PTX.
 #[derive(Clone, Debug)]
 pub enum Operation {
@@ -280,6 +309,14 @@ pub enum Operation {
         b: [Operand; 2],
         c: [Operand; 4],
     },
+    /// Makes what was written to shared memory visible to products of warpgroups.
+    FenceProxy,
+    /// Orders accesses to registers before products that are asked for later.
+    FenceProducts,
+    MultiplyAsync(Box<AsyncProduct>),
+    CommitProducts,
+    /// Waits until no more than so many groups of products are under way.
+    AwaitProducts(usize),
     Branch(u32),
     Exit,
 }
@@ -296,6 +333,10 @@ impl Operation {
                 | O::LoadMatrices { .. }
                 | O::TransposeMatrix(..)
                 | O::Multiply { .. }
+                | O::FenceProducts
+                | O::MultiplyAsync(_)
+                | O::CommitProducts
+                | O::AwaitProducts(_)
         )
     }
 }

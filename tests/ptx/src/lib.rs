@@ -21,6 +21,7 @@ mod shared;
 #[cfg(test)]
 mod tests;
 mod warp;
+mod warpgroup;
 
 pub use block::{Fault, Launch, NOT_A_NUMBER, run};
 pub use memory::{Memory, Place};

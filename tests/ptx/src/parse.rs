@@ -3,8 +3,10 @@
 //! Comes in: a module as LLVM prints it. Goes out: kernels, or which line was not understood. Nothing is guessed: every
 //! word of an opcode has to be known.
 
+mod products;
+
 use crate::instruction::{
-    Address, Binary, Compared, Exchange, Factors, Instruction, Logic, Operand, Operation, Register, Relation, Ternary,
+    Address, Binary, Compared, Exchange, Instruction, Logic, Operand, Operation, Register, Relation, Ternary,
 };
 use crate::opcodes::{binary, bytes_of, comparison, space_of, special, unary, vector_of};
 use std::collections::HashMap;
@@ -32,9 +34,18 @@ pub struct Kernel {
     pub(crate) narrow: usize,
     pub(crate) wide: usize,
     pub(crate) predicates: usize,
+    /// Of every instruction, if there are products of a warpgroup, which have to own their registers: what it touches.
+    pub(crate) touched: Vec<Touched>,
     /// Lines of the module, for messages.
     text: Vec<String>,
     first_line: usize,
+}
+
+/// Narrow registers that an instruction touches.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Touched {
+    pub read: Vec<Register>,
+    pub written: Vec<Register>,
 }
 
 impl Kernel {
@@ -109,13 +120,15 @@ fn kernel(header: &str, body: &[&str], first_line: usize) -> Result<Kernel, Stri
     if !statement.trim().is_empty() {
         return Err(format!("{name}: `{statement}` does not end"));
     }
-    reader.finish().map_err(|why| format!("{name}: {why}")).map(|(code, narrow, wide, predicates)| Kernel {
+    reader.finish().map_err(|why| format!("{name}: {why}"))?;
+    Ok(Kernel {
         name,
         parameter_bytes,
-        code,
-        narrow,
-        wide,
-        predicates,
+        code: reader.code,
+        narrow: reader.narrow.len(),
+        wide: reader.wide.len(),
+        predicates: reader.predicates.len(),
+        touched: reader.touched,
         text: body.iter().map(|line| (*line).to_owned()).collect(),
         first_line,
     })
@@ -132,17 +145,23 @@ struct Reader {
     narrow: HashMap<String, Register>,
     wide: HashMap<String, Register>,
     predicates: HashMap<String, Register>,
+    /// What the statement touches that is being read, and what those before it did.
+    touches: Touched,
+    touched: Vec<Touched>,
 }
 
 type Read<T> = Result<T, String>;
 
 impl Reader {
-    fn finish(mut self) -> Read<(Vec<Instruction>, usize, usize, usize)> {
+    fn finish(&mut self) -> Read<()> {
         for (at, label) in &self.branches {
             let target = self.labels.get(label).ok_or_else(|| format!("there is no label `{label}`"))?;
             self.code[*at].operation = Operation::Branch(*target);
         }
-        Ok((self.code, self.narrow.len(), self.wide.len(), self.predicates.len()))
+        if !self.code.iter().any(|it| matches!(it.operation, Operation::MultiplyAsync(_))) {
+            self.touched.clear();
+        }
+        Ok(())
     }
 
     fn statement(&mut self, text: &str, line: u32) -> Read<()> {
@@ -164,10 +183,12 @@ impl Reader {
             let [label] = operands[..] else { return Err("one label is expected".to_owned()) };
             self.branches.push((self.code.len(), label.to_owned()));
             self.code.push(Instruction { guard, operation: Operation::Branch(0), line });
+            self.touched.push(Touched::default());
             return Ok(());
         }
         let operation = self.operation(opcode, &operands)?;
         self.code.push(Instruction { guard, operation, line });
+        self.touched.push(std::mem::take(&mut self.touches));
         Ok(())
     }
 
@@ -361,29 +382,10 @@ impl Reader {
                 counted(2)?;
                 Ok(Operation::TransposeMatrix(self.narrow(x[0])?, self.operand(x[1])?))
             }
-            ["mma", "sync", "aligned", shape, "row", "col", "f32", a, b, "f32"] if a == b => {
-                counted(4)?;
-                let factors = match (shape, a) {
-                    ("m16n8k16" | "m16n8k8", "bf16") => Factors::Bf16,
-                    ("m16n8k16", "f16") => Factors::F16,
-                    ("m16n8k8", "tf32") => Factors::Tf32,
-                    _ => return Err("this product is not known".to_owned()),
-                };
-                let d = listed(x[0]).iter().map(|name| self.narrow(name)).collect::<Read<Vec<_>>>()?;
-                let mut read = |text: &str| listed(text).iter().map(|it| self.operand(it)).collect::<Read<Vec<_>>>();
-                let (mut a, mut b, c) = (read(x[1])?, read(x[2])?, read(x[3])?);
-                if shape == "m16n8k8" && factors == Factors::Bf16 && (a.len(), b.len()) == (2, 1) {
-                    // The same with zeros for the other half of what is summed over.
-                    let zero = read("0")?[0];
-                    a.extend([zero, zero]);
-                    b.push(zero);
-                }
-                let wrong = || "a fragment has another number of registers".to_owned();
-                let four = |it: Vec<Operand>| <[Operand; 4]>::try_from(it).map_err(|_| wrong());
-                let d = d.try_into().map_err(|_| wrong())?;
-                let b = b.try_into().map_err(|_| wrong())?;
-                Ok(Operation::Multiply { factors, d, a: four(a)?, b, c: four(c)? })
+            ["fence", "proxy", "async"] | ["fence", "proxy", "async", "shared::cta"] => {
+                counted(0).map(|()| Operation::FenceProxy)
             }
+            ["mma" | "wgmma", ..] => self.product(opcode, &words, x),
             ["ret"] | ["exit"] => counted(0).map(|()| Operation::Exit),
             _ => Err(format!("the instruction `{opcode}` is not known")),
         }
@@ -457,11 +459,18 @@ impl Reader {
         *file.entry(name.to_owned()).or_insert(next)
     }
 
-    fn narrow(&mut self, name: &str) -> Read<Register> {
+    fn up_to_32_bits(&mut self, name: &str) -> Read<Register> {
         match kind_of(name) {
             Some("r" | "rs" | "f") => Ok(Reader::numbered(&mut self.narrow, name)),
             _ => Err(format!("`{name}` is no register of up to 32 bits")),
         }
+    }
+
+    /// A register that is written.
+    fn narrow(&mut self, name: &str) -> Read<Register> {
+        let register = self.up_to_32_bits(name)?;
+        self.touches.written.push(register);
+        Ok(register)
     }
 
     fn wide(&mut self, name: &str) -> Read<Register> {
@@ -480,7 +489,9 @@ impl Reader {
 
     fn operand(&mut self, text: &str) -> Read<Operand> {
         if text.starts_with('%') {
-            return Ok(Operand::Register(self.narrow(text)?));
+            let register = self.up_to_32_bits(text)?;
+            self.touches.read.push(register);
+            return Ok(Operand::Register(register));
         }
         number(text).map(|number| Operand::Number(number & 0xffff_ffff))
     }

@@ -10,9 +10,16 @@
 //! one.
 //!
 //! It is remembered of every two bytes: who wrote them last, and who has read them since.
+//!
+//! Products of a warpgroup read through what PTX calls the asynchronous proxy. What they read has to lie before a barrier,
+//! and between the two the thread that wrote it has to have fenced its writes off (`fence.proxy.async`). They read until
+//! they were waited for.
 
 /// Bytes of a unit: the smallest access.
 const UNIT: usize = 2;
+
+/// Threads that a block has at most.
+const THREADS: usize = 1024;
 
 /// Whose access it is, and when.
 #[derive(Clone, Copy, Debug)]
@@ -36,6 +43,8 @@ struct Mark {
     /// Of the last warp that read: its step, and by which threads in it.
     reader_step: u32,
     reader_lanes: u32,
+    /// Fences of the writer before it wrote.
+    fences: u16,
     reader_warp: u8,
     writer_warp: u8,
     writer_lane: u8,
@@ -45,10 +54,21 @@ struct Mark {
     contested: bool,
 }
 
+/// The fences of a thread towards the asynchronous proxy, counted round and round.
+#[derive(Clone, Copy, Default)]
+struct Fences {
+    /// Interval of the last one.
+    interval: u32,
+    all: u16,
+    /// Those before that interval.
+    before: u16,
+}
+
 /// Shared memory of a block.
 pub struct Shared {
     bytes: Vec<u8>,
     marks: Vec<Mark>,
+    fences: Vec<Fences>,
     begin: u64,
     unwritten: u8,
 }
@@ -56,13 +76,14 @@ pub struct Shared {
 impl Shared {
     pub fn new(bytes: usize, begin: u64, unwritten: u8) -> Shared {
         let marks = vec![Mark::default(); bytes.div_ceil(UNIT)];
-        Shared { bytes: vec![unwritten; bytes], marks, begin, unwritten }
+        Shared { bytes: vec![unwritten; bytes], marks, fences: vec![Fences::default(); THREADS], begin, unwritten }
     }
 
     /// Makes it new: nobody wrote it.
     pub fn reset(&mut self) {
         self.bytes.fill(self.unwritten);
         self.marks.fill(Mark::default());
+        self.fences.fill(Fences::default());
     }
 
     fn find(&self, address: u64, bytes: usize) -> Result<usize, String> {
@@ -89,22 +110,69 @@ impl Shared {
             if mark.pending || mark.contested || (recent && mark.concerns(who, by_all)) {
                 return Err(mark.why(unit, who, "read"));
             }
-            if mark.read != who.interval {
-                (mark.read, mark.readers, mark.reader_lanes) = (who.interval, 0, 0);
-            }
-            if mark.reader_warp != who.warp as u8 || mark.reader_step != who.step {
-                (mark.reader_warp, mark.reader_step, mark.reader_lanes) = (who.warp as u8, who.step, 0);
-            }
-            mark.readers |= 1 << who.warp;
-            mark.reader_lanes |= lanes;
+            mark.note_reader(who, lanes);
         }
         let mut value = [0; 16];
         value[..bytes].copy_from_slice(&self.bytes[offset..offset + bytes]);
         Ok(u128::from_le_bytes(value))
     }
 
+    /// Lets a product of a warpgroup begin to read 16 bytes, for the whole warp.
+    pub fn begin_product(&mut self, address: u64, who: Who) -> Result<u128, String> {
+        let offset = self.find(address, 16)?;
+        for unit in offset / UNIT..(offset + 16) / UNIT {
+            let mark = &self.marks[unit];
+            if mark.pending || mark.contested {
+                return Err(mark.why(unit, who, "read"));
+            }
+            let (byte, Mark { writer_warp, writer_lane, .. }) = (unit * UNIT, mark);
+            if mark.written == who.interval {
+                return Err(format!(
+                    "wgmma reads byte {byte} of shared memory, and thread {writer_lane} of warp {writer_warp} wrote it \
+                     since the last barrier"
+                ));
+            }
+            let fences = self.fences[thread(u32::from(*writer_warp), u32::from(*writer_lane))];
+            let passed = if fences.interval == who.interval { fences.before } else { fences.all };
+            if mark.written != 0 && mark.fences == passed {
+                return Err(format!(
+                    "wgmma reads shared memory that no fence.proxy.async made visible: byte {byte}, which thread \
+                     {writer_lane} of warp {writer_warp} wrote"
+                ));
+            }
+        }
+        self.read(address, 16, who, true)
+    }
+
+    /// Ends what a product began in an interval: until now nobody may have written what it read.
+    pub fn end_product(&mut self, address: u64, since: u32, who: Who) -> Result<(), String> {
+        let offset = self.find(address, 16)?;
+        for unit in offset / UNIT..(offset + 16) / UNIT {
+            let mark = &mut self.marks[unit];
+            if mark.written >= since {
+                let (byte, Mark { writer_warp, writer_lane, .. }) = (unit * UNIT, mark);
+                return Err(format!(
+                    "byte {byte} of shared memory was written by thread {writer_lane} of warp {writer_warp} while a wgmma \
+                     that was not waited for read it"
+                ));
+            }
+            mark.note_reader(who, u32::MAX);
+        }
+        Ok(())
+    }
+
+    /// Makes what a thread wrote visible to the asynchronous proxy.
+    pub fn fence(&mut self, who: Who) {
+        let fences = &mut self.fences[thread(who.warp, who.lane)];
+        if fences.interval != who.interval {
+            (fences.interval, fences.before) = (who.interval, fences.all);
+        }
+        fences.all = fences.all.wrapping_add(1);
+    }
+
     /// Marks bytes as written. Of those that are as they were (`same`) nothing else is asked of who wrote them.
     fn mark_written(&mut self, offset: usize, bytes: usize, who: Who, pending: bool, same: bool) -> Result<(), String> {
+        let fences = self.fences[thread(who.warp, who.lane)].all;
         for unit in offset / UNIT..(offset + bytes) / UNIT {
             let mark = &mut self.marks[unit];
             let recent = mark.written == who.interval && mark.concerns(who, false);
@@ -120,7 +188,7 @@ impl Shared {
             } else {
                 (mark.written, mark.writer_step) = (who.interval, who.step);
                 (mark.writer_warp, mark.writer_lane) = (who.warp as u8, who.lane as u8);
-                mark.contested = false;
+                (mark.fences, mark.contested) = (fences, false);
             }
             mark.pending = pending;
         }
@@ -149,15 +217,34 @@ impl Shared {
     /// Ends a copy.
     pub fn end_copy(&mut self, address: u64, bytes: usize, value: u128, who: Who) -> Result<(), String> {
         let offset = self.find(address, bytes)?;
+        let fences = self.fences[thread(who.warp, who.lane)].all;
         for mark in &mut self.marks[offset / UNIT..(offset + bytes) / UNIT] {
             (mark.written, mark.writer_step, mark.pending) = (who.interval, who.step, false);
+            mark.fences = fences;
         }
         self.bytes[offset..offset + bytes].copy_from_slice(&value.to_le_bytes()[..bytes]);
         Ok(())
     }
 }
 
+fn thread(warp: u32, lane: u32) -> usize {
+    (32 * warp + lane) as usize
+}
+
 impl Mark {
+    /// Notes who reads it, and for which threads of the warp.
+    #[inline]
+    fn note_reader(&mut self, who: Who, lanes: u32) {
+        if self.read != who.interval {
+            (self.read, self.readers, self.reader_lanes) = (who.interval, 0, 0);
+        }
+        if self.reader_warp != who.warp as u8 || self.reader_step != who.step {
+            (self.reader_warp, self.reader_step, self.reader_lanes) = (who.warp as u8, who.step, 0);
+        }
+        self.readers |= 1 << who.warp;
+        self.reader_lanes |= lanes;
+    }
+
     /// Whether somebody else wrote it in this interval without an order.
     fn concerns(&self, who: Who, by_all: bool) -> bool {
         let same_warp = u32::from(self.writer_warp) == who.warp;

@@ -5,6 +5,7 @@
 //! groups wait, and not at the same one, that is a fault.
 
 mod access;
+mod products;
 
 use crate::arithmetic::{Wide, binary, order, source, ternary, unary, wide_binary, wide_shift, wide_unary, zip};
 use crate::instruction::{
@@ -15,6 +16,8 @@ use crate::memory::{self, Memory};
 use crate::numbers::{bits, float, half};
 use crate::parse::Kernel;
 use crate::shared::{self, Shared};
+use crate::warpgroup::Warpgroups;
+use products::Products;
 
 /// Every thread.
 const ALL: u32 = u32::MAX;
@@ -23,6 +26,7 @@ const ALL: u32 = u32::MAX;
 pub struct World<'a> {
     pub memory: &'a Memory,
     pub shared: &'a mut Shared,
+    pub warpgroups: &'a mut Warpgroups,
     pub parameter: &'a [u8],
     pub block: [u32; 3],
     pub blocks: [u32; 3],
@@ -70,6 +74,7 @@ pub struct Warp {
     predicates: Vec<u32>,
     groups: Vec<Group>,
     copies: Vec<Arriving>,
+    products: Products,
 }
 
 /// What an instruction does to the order.
@@ -97,6 +102,7 @@ impl Warp {
             predicates: vec![0; kernel.predicates],
             groups: Vec::new(),
             copies: Vec::new(),
+            products: Products::new(if kernel.touched.is_empty() { 0 } else { kernel.narrow }),
         }
     }
 
@@ -106,6 +112,7 @@ impl Warp {
         self.wide.fill([u64::MAX; 32]);
         self.predicates.fill(0);
         self.copies.clear();
+        self.products.reset();
         self.step = 0;
         self.groups = vec![Group { at: 0, lanes: ALL, waits: false }];
     }
@@ -165,6 +172,12 @@ impl Warp {
                 self.step += 1;
                 self.groups[group] = Group { at: at + 1, lanes, waits: false };
                 return Ok(Some(Stop::Barrier));
+            }
+            if let Some(touched) = kernel.touched.get(at as usize)
+                && active != 0
+            {
+                let watched = self.products.watch(instruction, touched);
+                watched.map_err(|what| Wrong { at, lane: None, what })?;
             }
             let next = if active == 0 {
                 Next::Further
@@ -464,6 +477,14 @@ impl Warp {
                 for (to, value) in d.iter().zip(&value) {
                     self.write(*to, active, value);
                 }
+            }
+            O::FenceProxy => lanes(active).for_each(|lane| world.shared.fence(self.who(world, lane))),
+            O::FenceProducts => self.fence_products(instruction, world)?,
+            O::MultiplyAsync(product) => self.multiply_async(instruction, product, world)?,
+            O::CommitProducts => self.commit_products(instruction, world)?,
+            O::AwaitProducts(left) => self.await_products(instruction, *left, world)?,
+            O::Exit if self.products.are_under_way() => {
+                return Err((None, "the kernel ends with a wgmma that was not waited for".to_owned()));
             }
             O::Branch(target) => return Ok(Next::To(*target, active)),
             O::Exit => return Ok(Next::End(active)),
