@@ -1,5 +1,7 @@
 //! Kernels written by hand: that instructions do what PTX says, and that what is wrong is found.
 
+mod warpgroup;
+
 use crate::{Fault, Launch, Memory, Module, NOT_A_NUMBER, run};
 
 /// What is run for all of these: one or more warps, a tensor `in` of numbers 0, 1, 2, … and one, `out`, to write to.
