@@ -215,6 +215,8 @@ fn what_a_product_reads_lies_before_a_fence_and_a_barrier() {
         // Fences of others, too early or too late.
         let late = "bar.sync 0;\n fence.proxy.async.shared::cta;";
         trial.refused("fence.proxy.async.shared::cta;\n bar.sync 0;", late, invisible);
+        let own = "setp.lt.u32 %p1, %r1, 32;\n @!%p1 fence.proxy.async;\n bar.sync 0;\n @%p1 fence.proxy.async;";
+        trial.refused("fence.proxy.async.shared::cta;\n bar.sync 0;", own, invisible);
         let some = "setp.ne.u32 %p1, %r1, 77;\n @%p1 fence.proxy.async.shared::cta;";
         trial.refused("fence.proxy.async.shared::cta;", some, "thread 13 of warp 2 wrote");
         let again = "fence.proxy.async.shared::cta;\n st.shared.b32 [%rd6+2048], %r3;\n bar.sync 0;";
