@@ -356,19 +356,23 @@ fn register_options(
     let inverse = graph.nodes.iter().any(|node| matches!(node.op, Op::Inverse(_)));
     let waits = stage.name == "prepare" && inverse;
     let threads = schedule.threads.unwrap_or(if narrow || waits { 128 } else { 256 });
+    let resident = match (waits, threads) {
+        (true, ..=128) if graph.rows() <= 32 => 3,
+        (true, ..=128) => 2,
+        (false, ..=128) | (true, _) => 1,
+        (false, _) => 1 + usize::from(parts.is_some()),
+    };
     graph_to_nvvm::Options {
         warps: threads / 32,
         shared_limit: family.shared_limit,
         parts,
         ahead: true,
         whole_operands: true,
+        warpgroups: family.warpgroups && std::env::var_os("XWARPS").is_none(),
         exact_edits: schedule.operands == DType::F32 && direction != Direction::Backward,
-        resident: match (waits, threads) {
-            (true, ..=128) if graph.rows() <= 32 => 3,
-            (true, ..=128) => 2,
-            (false, ..=128) | (true, _) => 1,
-            (false, _) => 1 + usize::from(parts.is_some()),
-        },
+        store_matrices: family.warpgroups,
+        loaders: family.warpgroups && threads == 256 && resident == 1 && std::env::var_os("XLOAD").is_none(),
+        resident,
     }
 }
 

@@ -21,14 +21,17 @@ pub fn sum_gates(graph: &mut Graph) {
     rewrite_nodes(graph, |b, node| Sums { b, keep_segments: false }.node(node));
 }
 
-/// Rewrites every gate of logarithms but segments.
+/// Rewrites every gate of logarithms but segments, and boundaries of decays that are one number a token.
 pub fn sum_gates_but_segments(graph: &mut Graph) {
     rewrite_nodes(graph, |b, node| Sums { b, keep_segments: true }.node(node));
 }
 
+/// Tokens of a block: tables are made of whole ones.
+const BLOCK: usize = 16;
+
 struct Sums<'b> {
     b: &'b mut Builder,
-    /// Segments stay; gradients of segments are made of them.
+    /// Segments stay, and boundaries that are one number a token; gradients are made of them.
     keep_segments: bool,
 }
 
@@ -43,13 +46,17 @@ impl Sums<'_> {
     /// What a node becomes, if it is one of ours.
     fn node(&mut self, node: &Node) -> Option<NodeId> {
         let value = match &node.op {
+            Op::Boundary { gates, row, .. } if self.is_kept(gates, *row) => return None,
             Op::Boundary { side, gates, row } => {
                 let events = self.events(gates)?;
                 self.boundary(*side, &events, *row)
             }
             Op::BoundaryGrad { weight, side, gates, row, event } => {
                 let events = self.events(gates)?;
-                let boundary = self.boundary(*side, &events, *row);
+                let boundary = match self.is_kept(gates, *row) {
+                    true => self.kept_boundary(*side, gates, *row),
+                    false => self.boundary(*side, &events, *row),
+                };
                 let weighted = self.b.times(*weight, boundary);
                 let all = self.boundary_grad(weighted, *side, &events, *row, *event);
                 self.reduced(all, &node.dims)
@@ -90,6 +97,17 @@ impl Sums<'_> {
             | Op::ScanResult(..) => return None,
         };
         Some(self.b.broadcast(value, &node.dims))
+    }
+
+    /// Whether a boundary stays: tables that segments have give it.
+    fn is_kept(&self, gates: &Gates, row: DimId) -> bool {
+        let blocks = self.b.dims[row.index()].size;
+        self.keep_segments && blocks.is_multiple_of(BLOCK) && self.b.gate_dims(gates) == [row]
+    }
+
+    fn kept_boundary(&mut self, side: Side, gates: &Gates, row: DimId) -> NodeId {
+        let dims = if side == Side::Total { vec![] } else { vec![row] };
+        self.b.add(Op::Boundary { side, gates: gates.clone(), row }, dims)
     }
 
     /// The events, if all are logarithms.

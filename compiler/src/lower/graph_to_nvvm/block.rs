@@ -4,10 +4,11 @@
 //! methods of [`Block`], one file each; this one has what they share.
 
 use super::aside::{Aside, Lives};
-use super::index::{Interner, Ix, Linear};
+use super::index::{Interner, Ix, Linear, Step};
 use super::memory::{Layout, Memory, Region, Touch};
 use super::product::Pattern;
 use super::segments::Segments;
+use super::stage::Coming;
 use super::shape::{Shape, Warps, extent};
 use super::{Options, Refusal};
 use crate::graph::build::uses;
@@ -18,7 +19,10 @@ use crate::lower::tile_to_nvvm::call::Tensor;
 use crate::lower::tile_to_nvvm::text::{self, Address, Pointer};
 use crate::tile::ir::Arg;
 use chunkwise_abi::DType;
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+
+/// Warps of a warp group.
+const GROUP: usize = 4;
 
 /// Dimensions a value has at most.
 const MAX_DIMS: usize = 8;
@@ -56,7 +60,7 @@ pub struct Home {
     /// Type of an element.
     pub dtype: DType,
     /// Bytes from one position to the next, by dimension.
-    pub strides: Vec<(DimId, usize)>,
+    pub strides: Vec<(DimId, Step)>,
     /// So many summands lie so many bytes apart; the value is their sum.
     pub parts: (usize, usize),
     /// How they are summed.
@@ -85,8 +89,9 @@ pub struct Tile {
     pub cols: Vec<DimId>,
     /// Bytes from one position to the next of dimensions that are neither.
     pub outer: Vec<(DimId, usize)>,
-    /// Bytes from row to row.
-    pub pitch: usize,
+    /// Bytes along its rows and along its columns.
+    pub row: Step,
+    pub col: Step,
     /// Bytes from the region's start to the first element.
     pub start: usize,
     /// Bytes from one summand to the next, if it was split into several that add up to it.
@@ -112,6 +117,10 @@ pub struct Block<'g> {
     pub tensors: Vec<Tensor>,
     /// Number of the thread in its block.
     pub thread: Val,
+    /// Number of the thread among those who copy, and how many do.
+    pub copiers: (Val, usize),
+    /// Barriers that loaders and the others wait at for each other, where there are loaders.
+    pub loaders: Option<Region>,
     /// Its number in its warp.
     pub lane: Val,
     /// `lane / 4` and `lane mod 4`.
@@ -151,7 +160,7 @@ pub struct Block<'g> {
     /// By value, and by how many summands it has there.
     pub tiles: HashMap<(NodeId, usize), Tile>,
     /// See [`Block::matrices`].
-    pub lane_offsets: HashMap<(usize, Pattern), Val>,
+    pub lane_offsets: HashMap<(Step, Step, Pattern), Val>,
     /// Values that were looked at.
     pub visited: HashSet<NodeId>,
     /// Values that have to lie in shared memory too, since threads read what others computed.
@@ -160,10 +169,15 @@ pub struct Block<'g> {
     pub span: Option<Val>,
     /// Copies to shared memory are under way.
     pub under_way: bool,
+    /// The next chunk's copies that are not under way yet, and products that are to come in this one.
+    pub next: Option<Coming>,
+    pub products: usize,
+    /// Operands were written that warp groups do not see yet.
+    pub unfenced: bool,
     /// Inputs whose void rows are zero.
     pub zeroed: HashSet<NodeId>,
     /// Decays between tokens of a chunk, as tables.
-    pub segments: HashMap<NodeId, Segments>,
+    pub segments: BTreeMap<NodeId, Segments>,
     /// Bytes of staged inputs.
     pub sizes: HashMap<NodeId, usize>,
     /// Slots of the carries' elements, in the order of [`Block::elements`].
@@ -198,7 +212,10 @@ impl<'g> Block<'g> {
         let mut w = Writer::new(1);
         let of_blocks = |dim: &DimId| matches!(graph.dim(*dim).kind, DimKind::Block | DimKind::BlockCol);
         let blocks = graph.nodes.iter().any(|node| node.dims.iter().any(of_blocks));
-        let warps = Warps::of(options.warps, graph.rows(), blocks);
+        let warps = match options.warpgroups && Warps::of_groups(options.warps, graph.rows()).is_some() {
+            true => Warps::of_groups(options.warps, graph.rows()).expect("there are"),
+            false => Warps::of(options.warps, graph.rows(), blocks),
+        };
         let thread = text::register(&mut w, "tid.x");
         let int = |w: &mut Writer, n: usize| text::int(w, i64::try_from(n).expect("a small number"));
         let (three, thirty_one, two, five) = (int(&mut w, 3), int(&mut w, 31), int(&mut w, 2), int(&mut w, 5));
@@ -226,6 +243,8 @@ impl<'g> Block<'g> {
             uses: uses(graph),
             tensors: Vec::new(),
             thread,
+            copiers: (thread, 32 * options.warps),
+            loaders: None,
             lane,
             group,
             quad,
@@ -253,8 +272,11 @@ impl<'g> Block<'g> {
             parked: BTreeSet::new(),
             span: None,
             under_way: false,
+            next: None,
+            products: 0,
+            unfenced: true,
             zeroed: HashSet::new(),
-            segments: HashMap::new(),
+            segments: BTreeMap::new(),
             sizes: HashMap::new(),
             slots: HashMap::new(),
             branches: 0,
@@ -381,7 +403,24 @@ impl<'g> Block<'g> {
             text::command(&mut self.w, "llvm.nvvm.cp.async.wait.all", &[]);
             self.under_way = false;
         }
-        text::barrier(&mut self.w);
+        self.barrier();
+    }
+
+    /// All threads wait for one another, and what they wrote is seen by warp groups.
+    pub fn barrier(&mut self) {
+        if self.unfenced && self.in_groups() {
+            text::fence_operands(&mut self.w);
+            self.unfenced = false;
+        }
+        match self.loaders {
+            None => text::barrier(&mut self.w),
+            Some(_) => text::barrier_of(&mut self.w, 1, 32 * self.warps.count()),
+        }
+    }
+
+    /// Whether four warps stand one below the other, so that together they are a warp group.
+    pub fn in_groups(&self) -> bool {
+        self.options.warpgroups && self.warps.down == GROUP
     }
 
     /// A new statement begins. What elements were worth is forgotten, here and nowhere else: they would take registers
@@ -498,6 +537,40 @@ impl<'g> Block<'g> {
         }
     }
 
+    /// Adds the bytes to a position along one dimension.
+    pub fn add_step(&mut self, to: &mut Linear, step: Step, along: &Linear) {
+        if step.is_even() {
+            to.add_scaled(along, step.one as i64);
+            return;
+        }
+        let (whole, rest) = along.divide(8);
+        let most = |value: Val| match value {
+            value if value == self.group => Some(7),
+            value if value == self.quad => Some(3),
+            _ => None,
+        };
+        let last = rest.terms.iter().try_fold(rest.constant, |last, (value, factor)| Some(last + factor * most(*value)?));
+        if last.is_some_and(|last| last < 8) {
+            to.add_scaled(&whole, step.eight as i64);
+            to.add_scaled(&rest, step.one as i64);
+            return;
+        }
+        let (three, seven) = (self.int(3), self.int(7));
+        let at = self.number(along);
+        let whole = self.w.op("lshr", at, three, Ty::I32);
+        let rest = self.w.op("and", at, seven, Ty::I32);
+        to.add(whole, step.eight as i64);
+        to.add(rest, step.one as i64);
+    }
+
+    /// Adds the bytes to where a value's element lies.
+    pub fn add_place(&mut self, to: &mut Linear, home: &Home, at: &Point) {
+        for (dim, step) in &home.strides {
+            let along = self.ix.get(at.get(*dim).expect("a position of each dimension")).clone();
+            self.add_step(to, *step, &along);
+        }
+    }
+
     /// Whether a position along dimensions counted together lies before their end; none if it does for sure.
     pub fn inside(&mut self, dims: &[DimId], at: &Point, padded: usize) -> Option<Val> {
         let n = extent(self.graph, dims);
@@ -539,5 +612,12 @@ impl<'g> Block<'g> {
         let (all, clamp, distance) = (text::int(&mut self.w, -1), self.int(31), self.int(distance));
         let operands = [(all, Ty::I32), (value, Ty::F32), (distance, Ty::I32), (clamp, Ty::I32)];
         text::intrinsic(&mut self.w, "llvm.nvvm.shfl.sync.bfly.f32", &operands, "f32")
+    }
+
+    /// The same of a word.
+    pub fn exchanged_word(&mut self, word: Val, distance: usize) -> Val {
+        let (all, clamp, distance) = (text::int(&mut self.w, -1), self.int(31), self.int(distance));
+        let operands = [(all, Ty::I32), (word, Ty::I32), (distance, Ty::I32), (clamp, Ty::I32)];
+        text::intrinsic(&mut self.w, "llvm.nvvm.shfl.sync.bfly.i32", &operands, "i32")
     }
 }

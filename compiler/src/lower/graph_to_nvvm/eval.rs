@@ -104,6 +104,7 @@ impl Block<'_> {
                 self.eval(*operand, &at.with(*col, there))
             }
             Op::Segment { .. } if self.segments.contains_key(&x) => self.between(x, at),
+            Op::Boundary { .. } if self.segments.contains_key(&x) => self.boundary(x, at),
             Op::Segment { gates, row, col, diagonal } => self.segment(gates, *row, *col, *diagonal, at),
             Op::Sum(_, over) | Op::Contract(_, _, over) if !self.is_few(x, over) => Err(Refusal::Park(x)),
             Op::Sum(operand, over) => self.few(over, at, |this, there| this.eval(*operand, there)),
@@ -321,12 +322,12 @@ impl Block<'_> {
     pub fn load(&mut self, home: &Home, at: &Point) -> Result<Val, Refusal> {
         self.touch(home.region, Touch::Read);
         let mut bytes = Linear::default();
-        for (dim, stride) in &home.strides {
-            let Some(ix) = at.get(*dim) else {
+        for (dim, _) in &home.strides {
+            if at.get(*dim).is_none() {
                 return Err(Refusal::Bug(format!("no position along `{}`", self.graph.dim(*dim).name)));
-            };
-            bytes.add_scaled(&self.ix.get(ix).clone(), *stride as i64);
+            }
         }
+        self.add_place(&mut bytes, home, at);
         if let Some((value, step)) = home.half {
             bytes.add(value, step as i64);
         }

@@ -16,7 +16,7 @@
 use super::Refusal;
 use super::block::{Block, Fold, Home, Point};
 use super::halves::HALVES;
-use super::index::Linear;
+use super::index::{Linear, Step};
 use super::memory::Touch;
 use super::shape::{STRIP, extent};
 use crate::graph::ir::{DimId, GateKind, GatedPart, NodeId, Op};
@@ -199,11 +199,11 @@ impl Block<'_> {
                 text::store(&mut self.w, both, address, "vector<2xf32>", 8);
             }
             let Op::Gated { row, col, .. } = self.op(*form) else { continue };
-            let strides = vec![(*col, 4), (*row, pitch), (block, STRIP * pitch)];
+            let strides = [(*col, 4), (*row, pitch), (block, STRIP * pitch)].map(|(dim, step)| (dim, Step::even(step)));
             let home = Home {
                 region,
                 dtype: DType::F32,
-                strides,
+                strides: strides.to_vec(),
                 parts: (self.warps.across, part),
                 fold: Fold::Sum,
                 half: None,

@@ -143,8 +143,9 @@ impl Block<'_> {
         block.constant = (STRIP * self.warps.down * strip) as i64;
         if let Some(tile) = &event.tile {
             let mut bytes = Linear::number(tile.start as i64);
-            bytes.add_scaled(&block, tile.pitch as i64);
-            bytes.add_scaled(&self.first_col(n_cols, first), 2);
+            self.add_step(&mut bytes, tile.row, &block);
+            let first = self.first_col(n_cols, first);
+            self.add_step(&mut bytes, tile.col, &first);
             if let Some((value, step)) = tile.half {
                 bytes.add(value, step as i64);
             }

@@ -84,6 +84,33 @@ impl Linear {
     }
 }
 
+/// How far it is along a dimension: from one position to the next, and from eight to eight, which may lie further apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Step {
+    /// Between neighbours of the same eight.
+    pub one: usize,
+    /// Between the first of an eight and the first of the next.
+    pub eight: usize,
+}
+
+impl Step {
+    /// All alike.
+    pub fn even(one: usize) -> Step {
+        Step { one, eight: 8 * one }
+    }
+
+    /// Whether all are alike.
+    pub fn is_even(self) -> bool {
+        self.eight == 8 * self.one
+    }
+
+    /// So many positions ahead, a whole number of eights.
+    pub fn ahead(self, positions: usize) -> usize {
+        debug_assert!(positions.is_multiple_of(8));
+        positions / 8 * self.eight
+    }
+}
+
 /// Gives equal positions the same number.
 #[derive(Default)]
 pub struct Interner {

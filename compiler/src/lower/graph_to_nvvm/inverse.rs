@@ -9,7 +9,7 @@
 
 use super::Refusal;
 use super::block::{Block, Fold, Home};
-use super::index::Linear;
+use super::index::{Linear, Step};
 use super::memory::{Region, Touch};
 use super::shape::STRIP;
 use crate::graph::ir::{NodeId, Op};
@@ -86,7 +86,8 @@ impl Block<'_> {
             size *= 2;
         }
         let strides =
-            vec![(inverse.col, 4 * slots), (inverse.row, slots * pitch), (inverse.from, 4), (inverse.slot, pitch)];
+            [(inverse.col, 4 * slots), (inverse.row, slots * pitch), (inverse.from, 4), (inverse.slot, pitch)];
+        let strides = strides.map(|(dim, step)| (dim, Step::even(step))).to_vec();
         let home = Home { region, dtype: DType::F32, strides, parts: (1, 0), fold: Fold::Sum, half: None };
         self.homes.insert(x, home);
         Ok(())

@@ -4,6 +4,7 @@
 
 use super::aside::Lives;
 use super::block::Block;
+use super::loaders::{self, LOADERS};
 use super::memory::{Layout, Memory, Touch};
 use super::shape::extent;
 use super::stage::Staged;
@@ -79,8 +80,14 @@ pub fn lower(
         let Plan { aside, layout, resident } = plan(&memory, &lives, grid, options, &mut write)?;
         let shared_bytes = layout.bytes;
         let (_, entry) = write(&aside, Some(layout))?;
-        let threads = 32 * options.warps;
-        let launch = Launch { threads, resident, registers: None, shared_bytes, workspace_bytes: 0, grid };
+        let loaders = options.loaders && options.ahead && !matches!(grid, Grid::Chunk { .. });
+        let launch = match loaders {
+            false => Launch { threads: 32 * options.warps, resident, registers: None, shared_bytes, workspace_bytes: 0, grid },
+            true => {
+                let (threads, registers) = (32 * options.warps + LOADERS, Some(loaders::AT_FIRST));
+                Launch { threads, resident: 0, registers, shared_bytes, workspace_bytes: 0, grid }
+            }
+        };
         return Ok((entry, launch));
     }
     Err(Refusal::unsupported("so many values that threads ask each other for"))
@@ -198,14 +205,8 @@ impl Block<'_> {
     /// Chunk after chunk, so many from the first; the next one's inputs arrive while this one's are used.
     fn loop_over_chunks(&mut self, begin: Val, chunks: Val) -> Result<(), Refusal> {
         let graph = self.graph;
-        self.parameters()?;
-        for carry in &graph.carries {
-            self.begin_carry(carry)?;
-        }
         let ahead = self.options.ahead;
         let mut staged = self.staged(ahead)?;
-        self.clear_padding(&staged);
-        self.settle();
         let (zero, one) = (self.int(0), self.int(1));
         let last = self.w.op("sub", chunks, one, Ty::I32);
         let place = |this: &mut Self, turn| {
@@ -213,7 +214,17 @@ impl Block<'_> {
             // Without spans it begins at the first of all.
             if graph.span.is_some() { this.w.op("add", begin, turn, Ty::I32) } else { turn }
         };
-        if ahead {
+        if ahead && self.options.loaders {
+            self.begin_loaders();
+            self.load_chunks(&staged, chunks, place)?;
+        }
+        self.parameters()?;
+        for carry in &graph.carries {
+            self.begin_carry(carry)?;
+        }
+        self.clear_padding(&staged);
+        self.settle();
+        if ahead && self.loaders.is_none() {
             let some = self.w.icmp("slt", zero, chunks, Ty::I32);
             self.open_if(some);
             let first = place(self, zero);
@@ -228,32 +239,43 @@ impl Block<'_> {
         self.parity = self.w.op("and", turn, one, Ty::I32);
         let parity = self.parity;
         staged.iter_mut().for_each(|input| input.set_parity(parity));
-        if ahead {
+        if self.loaders.is_some() {
+            self.await_loaded(turn);
+        } else if ahead {
             text::command(&mut self.w, "llvm.nvvm.cp.async.wait.all", &[]);
         }
-        text::barrier(&mut self.w);
+        // Whatever the turn before wrote.
+        self.unfenced = true;
+        self.barrier();
         self.memory.settled();
         self.recent.clear();
         self.words.clear();
         self.chunk = place(self, turn);
         self.set_limit();
-        let later = if ahead {
+        let later = if self.loaders.is_some() {
+            Vec::new()
+        } else if ahead {
             let next = self.w.op("add", turn, one, Ty::I32);
             let next = self.w.intrinsic("smin", &[next, last], Ty::I32);
             let coming = place(self, next);
             let other = self.w.op("sub", one, parity, Ty::I32);
-            self.copy(&staged, coming, Some(other))
+            let (coming, later) = self.coming(&staged, coming, Some(other));
+            self.next = Some(coming);
+            later
         } else {
             self.arrive_now(&staged, self.chunk);
             Vec::new()
         };
         self.arrived(&staged);
+        self.products = (0..graph.nodes.len()).filter(|n| self.is_product(NodeId(u32::try_from(*n).expect("ids have 32 bits")))).count();
         for carry in &graph.carries {
             self.take_carry(carry)?;
         }
         self.results()?;
         self.put_carries(&graph.carries)?;
+        self.copy_some(1);
         self.store_later(later);
+        self.release(turn);
         self.numbers.pop();
         self.w.end();
         self.lane_offsets = offsets;
@@ -261,15 +283,16 @@ impl Block<'_> {
         self.words.clear();
         self.values.clear();
         self.memory.settled();
-        if ahead {
+        if ahead && self.loaders.is_none() {
             // The last chunk's arrive a second time, for nobody; but no block ends before its copies do.
             text::command(&mut self.w, "llvm.nvvm.cp.async.wait.all", &[]);
         }
-        text::barrier(&mut self.w);
+        self.barrier();
         for carry in &graph.carries {
             self.take_carry(carry)?;
             self.store_last(carry)?;
         }
+        self.end_loaders();
         Ok(())
     }
 

@@ -24,6 +24,7 @@ mod halves;
 mod index;
 mod inverse;
 mod kernel;
+mod loaders;
 mod memory;
 mod operand;
 mod product;
@@ -32,6 +33,7 @@ mod segments;
 mod shape;
 mod stage;
 mod store;
+mod warpgroup;
 
 use super::tile_to_mlir::functions::Functions;
 use super::tile_to_nvvm::Entry;
@@ -53,6 +55,12 @@ pub struct Options {
     pub whole_operands: bool,
     /// Products with edits keep their operands' digits, in a forward pass.
     pub exact_edits: bool,
+    /// Four warps multiply together where chunks are long enough for it; not every GPU can.
+    pub warpgroups: bool,
+    /// A warp writes matrices to shared memory as it reads them (`stmatrix`); not every GPU can.
+    pub store_matrices: bool,
+    /// A warp group of its own copies what chunks read, where they follow each other.
+    pub loaders: bool,
     /// Blocks that a multiprocessor is to hold at once: each takes no more registers than that allows.
     pub resident: usize,
 }

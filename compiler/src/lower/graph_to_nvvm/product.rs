@@ -8,8 +8,8 @@
 //! number are kept. So are operands that [`crate::graph::edits`] says have to keep their digits.
 
 use super::Refusal;
-use super::block::{Block, Point, Tile};
-use super::index::Linear;
+use super::block::{Block, Element, Point, Tile};
+use super::index::{Linear, Step};
 use super::memory::Touch;
 use super::shape::{STRIP, Shape, extent};
 use crate::graph::edits::is_exact;
@@ -21,11 +21,14 @@ use crate::lower::tile_to_nvvm::text;
 /// have eight, and more than a logarithm needs whose exponential is small when it is large.
 pub const PARTS: usize = 2;
 
+/// Bytes from one matrix of eight rows of sixteen bytes to the next.
+const CORE: usize = 128 + 16;
+
 /// Bytes of an operand that has a matrix for each block of tokens.
 const LARGEST_OPERAND: usize = 80 << 10;
 
 /// Where an operand of a product comes from.
-enum Source {
+pub(super) enum Source {
     /// A matrix in shared memory.
     Tile(Tile),
     /// Computed by whoever needs it, as so many summands.
@@ -44,12 +47,12 @@ pub enum Around {
 }
 
 /// A product about to be written.
-struct Product<'p> {
-    shape: &'p Shape,
-    outer: &'p Point,
-    over: &'p [DimId],
+pub(super) struct Product<'p> {
+    pub shape: &'p Shape,
+    pub outer: &'p Point,
+    pub over: &'p [DimId],
     /// Warps have strips and eights of the result: columns of it, for an operand on the right.
-    n_cols: usize,
+    pub n_cols: usize,
 }
 
 impl Block<'_> {
@@ -96,6 +99,8 @@ impl Block<'_> {
         let a = self.source(left, &shape.rows, &shape, exact_left)?;
         let b = self.source(right, &shape.cols, &shape, exact_right)?;
         self.statement();
+        self.copy_some(self.products);
+        self.products = self.products.saturating_sub(1);
         let n_cols = extent(self.graph, &shape.cols);
         let outer = self.outer_points(&shape.outer);
         let outer_count = outer.len();
@@ -109,7 +114,9 @@ impl Block<'_> {
                     None => self.w.f32(0.0, 0),
                 });
             }
-            self.multiply(&product, &a, &b, &mut sums)?;
+            if !self.multiply_in_groups(&product, &a, &b, start.is_none(), &mut sums)? {
+                self.multiply(&product, &a, &b, &mut sums)?;
+            }
             let mut kept = Vec::new();
             for (element, sum) in elements.iter().zip(sums) {
                 let key = self.key(result, &element.at)?;
@@ -175,7 +182,7 @@ impl Block<'_> {
     }
 
     /// Sixteen rows and sixteen steps of the left operand, for each of its summands.
-    fn left(&mut self, product: &Product, a: &Source, strip: usize, k: usize) -> Result<Vec<Vec<Val>>, Refusal> {
+    pub(super) fn left(&mut self, product: &Product, a: &Source, strip: usize, k: usize) -> Result<Vec<Vec<Val>>, Refusal> {
         let mut row = Linear::value(self.down, STRIP as i64);
         row.constant = (STRIP * self.warps.down * strip) as i64;
         match a {
@@ -294,7 +301,7 @@ impl Block<'_> {
 
     /// Where a fragment of an operand starts in its tile, and whether its rows (or columns, on the right) are the
     /// tile's.
-    fn corner(&mut self, tile: &Tile, product: &Product, own: &[DimId], first: &Linear, k: usize) -> (Linear, bool) {
+    pub(super) fn corner(&mut self, tile: &Tile, product: &Product, own: &[DimId], first: &Linear, k: usize) -> (Linear, bool) {
         let mut at = product.outer.clone();
         self.spread(own, first, &mut at);
         self.spread(product.over, &Linear::number(k as i64), &mut at);
@@ -314,8 +321,9 @@ impl Block<'_> {
             sum
         };
         let mut bytes = Linear::number(tile.start as i64);
-        bytes.add_scaled(&flat(self, &tile.rows), tile.pitch as i64);
-        bytes.add_scaled(&flat(self, &tile.cols), 2);
+        let (row, col) = (flat(self, &tile.rows), flat(self, &tile.cols));
+        self.add_step(&mut bytes, tile.row, &row);
+        self.add_step(&mut bytes, tile.col, &col);
         for (dim, step) in &tile.outer {
             if let Some(ix) = at.get(*dim) {
                 bytes.add_scaled(&self.ix.get(ix).clone(), *step as i64);
@@ -339,7 +347,7 @@ impl Block<'_> {
         count: usize,
     ) -> Vec<Val> {
         self.touch(tile.region, Touch::Read);
-        let lane_bytes = self.lane_bytes(tile.pitch, pattern);
+        let lane_bytes = self.lane_bytes((tile.row, tile.col), pattern);
         let mut bytes = place.clone();
         bytes.constant += (tile.parts.1 * part) as i64;
         bytes.add(lane_bytes, 1);
@@ -358,8 +366,8 @@ impl Block<'_> {
 
     /// Bytes from a fragment's corner to the row whose address a lane gives. Lanes 8 n to 8 n + 7 have the rows of matrix
     /// n; the low bit of n or the high one goes down the tile, the other across.
-    fn lane_bytes(&mut self, pitch: usize, pattern: Pattern) -> Val {
-        if let Some(known) = self.lane_offsets.get(&(pitch, pattern)) {
+    fn lane_bytes(&mut self, (row, col): (Step, Step), pattern: Pattern) -> Val {
+        if let Some(known) = self.lane_offsets.get(&(row, col, pattern)) {
             return *known;
         }
         let (seven, three, four, one) = (self.int(7), self.int(3), self.int(4), self.int(1));
@@ -373,15 +381,12 @@ impl Block<'_> {
             Pattern::LowThenHigh => (low, high),
             Pattern::HighThenLow => (high, low),
         };
-        let eight = self.int(8);
-        let down = self.w.op("mul", down, eight, Ty::I32);
-        let row = self.w.op("add", within, down, Ty::I32);
-        let (pitch_val, sixteen) = (self.int(pitch), self.int(16));
-        let row = self.w.op("mul", row, pitch_val, Ty::I32);
-        let across = self.w.op("mul", across, sixteen, Ty::I32);
-        let bytes = self.w.op("add", row, across, Ty::I32);
+        let mut bytes = Linear::value(within, row.one as i64);
+        bytes.add(down, row.eight as i64);
+        bytes.add(across, col.eight as i64);
+        let bytes = self.number(&bytes);
         if self.branches == 0 {
-            self.lane_offsets.insert((pitch, pattern), bytes);
+            self.lane_offsets.insert((row, col, pattern), bytes);
         }
         bytes
     }
@@ -418,15 +423,23 @@ impl Block<'_> {
     fn may_be_tile(&self, x: NodeId) -> bool {
         let Some(shape) = Shape::of(self.graph, self.dims(x)).filter(Shape::is_matrix) else { return false };
         let (rows, cols) = self.room(extent(self.graph, &shape.rows), extent(self.graph, &shape.cols));
-        let pitch = self.pitch(cols);
+        let (_, _, bytes) = self.lie(rows, cols);
         let count = extent(self.graph, &shape.outer);
-        count == 1 || self.options.whole_operands && count * rows * pitch <= LARGEST_OPERAND
+        count == 1 || self.options.whole_operands && count * bytes <= LARGEST_OPERAND
     }
 
-    /// Bytes from row to row of a matrix with so many columns: rows that follow each other start in different banks.
-    pub fn pitch(&self, padded_cols: usize) -> usize {
-        let sixteens = (2 * padded_cols).div_ceil(16);
-        16 * if sixteens.is_multiple_of(2) { sixteens + 1 } else { sixteens }
+    /// How an operand of so many rows and columns lies: steps down and to the right, and bytes in all. Row after row,
+    /// which start in different banks; or, for warp groups, as matrices of eight rows of sixteen bytes, each by itself,
+    /// with sixteen bytes between them for the same reason.
+    pub fn lie(&self, rows: usize, cols: usize) -> (Step, Step, usize) {
+        if self.in_groups() {
+            let (down, right) = (rows.div_ceil(8), cols.div_ceil(8));
+            let row = Step { one: 16, eight: CORE * right };
+            return (row, Step { one: 2, eight: CORE }, row.eight * down);
+        }
+        let sixteens = (2 * cols).div_ceil(16);
+        let pitch = 16 * if sixteens.is_multiple_of(2) { sixteens + 1 } else { sixteens };
+        (Step::even(pitch), Step::even(2), rows * pitch)
     }
 
     /// Rows and columns of an operand in shared memory, also where its rows are columns of a product, or its columns rows:
@@ -445,8 +458,7 @@ impl Block<'_> {
         let shape = self.matrix(self.dims(x))?;
         let (n_rows, n_cols) = (extent(self.graph, &shape.rows), extent(self.graph, &shape.cols));
         let (rows, cols) = self.room(n_rows, n_cols);
-        let pitch = self.pitch(cols);
-        let matrix = rows * pitch;
+        let (row, col, matrix) = self.lie(rows, cols);
         let count = extent(self.graph, &shape.outer);
         let mut outer = Vec::new();
         let mut step = matrix;
@@ -460,7 +472,8 @@ impl Block<'_> {
             rows: shape.rows.clone(),
             cols: shape.cols.clone(),
             outer,
-            pitch,
+            row,
+            col,
             start: 0,
             parts: (parts, matrix * count),
             half: None,
@@ -486,12 +499,19 @@ impl Block<'_> {
         }
         self.statement();
         self.touch(region, Touch::Write);
+        self.unfenced = true;
         for (elements, words) in all {
             for (part, words) in words.iter().enumerate() {
+                if self.options.store_matrices {
+                    self.store_matrices(&tile, &shape, (part, &elements), words);
+                    continue;
+                }
                 for (pair, word) in elements.chunks(2).zip(words) {
                     let mut bytes = Linear::number((part * tile.parts.1) as i64);
-                    bytes.add_scaled(&self.flat(&shape.rows, &pair[0].at), pitch as i64);
-                    bytes.add_scaled(&self.flat(&shape.cols, &pair[0].at), 2);
+                    let (along_rows, along_cols) =
+                        (self.flat(&shape.rows, &pair[0].at), self.flat(&shape.cols, &pair[0].at));
+                    self.add_step(&mut bytes, row, &along_rows);
+                    self.add_step(&mut bytes, col, &along_cols);
                     self.add_steps(&mut bytes, &tile.outer, &pair[0].at);
                     let address = self.shared(region, &bytes);
                     text::store(&mut self.w, *word, address, "i32", 4);
@@ -500,6 +520,37 @@ impl Block<'_> {
         }
         self.tiles.insert((x, parts), tile);
         Ok(())
+    }
+
+    /// Writes an operand's words as 8 × 8 matrices, four at a time where there are as many, each lane the address of one row
+    /// of one of them.
+    fn store_matrices(&mut self, tile: &Tile, shape: &Shape, (part, elements): (usize, &[Element]), words: &[Val]) {
+        let count = if self.warps.eights(extent(self.graph, &shape.cols)) == 1 { 2 } else { 4 };
+        // Both halves of a strip's rows, then the next eight.
+        let lanes = self.lane_bytes((tile.row, tile.col), Pattern::LowThenHigh);
+        for (elements, words) in elements.chunks(2 * count).zip(words.chunks(count)) {
+            let first = &elements[0];
+            let mut at = first.at.clone();
+            let row = {
+                let mut row = self.row(first.strip, 0);
+                row.add(self.group, -1);
+                row
+            };
+            let col = self.first_col(extent(self.graph, &shape.cols), first.eight);
+            for (dims, along) in [(&shape.rows, row), (&shape.cols, col)] {
+                let mut place = Point::default();
+                self.spread(dims, &along, &mut place);
+                at = place.0.iter().fold(at, |at, (dim, ix)| at.with(*dim, *ix));
+            }
+            let mut bytes = Linear::number((part * tile.parts.1) as i64);
+            let (along_rows, along_cols) = (self.flat(&shape.rows, &at), self.flat(&shape.cols, &at));
+            self.add_step(&mut bytes, tile.row, &along_rows);
+            self.add_step(&mut bytes, tile.col, &along_cols);
+            self.add_steps(&mut bytes, &tile.outer, &at);
+            bytes.add(lanes, 1);
+            let address = self.shared(tile.region, &bytes);
+            text::store_matrices(&mut self.w, address, words);
+        }
     }
 
     /// The number that counts positions along dimensions together.

@@ -6,7 +6,7 @@
 use super::Refusal;
 use super::block::{Block, Fold, Home, Point};
 use super::eval::FEW;
-use super::index::{Ix, Linear};
+use super::index::{Ix, Linear, Step};
 use super::memory::Touch;
 use super::product::Around;
 use super::shape::{STRIP, Shape, extent};
@@ -68,12 +68,12 @@ impl Block<'_> {
                 }
             }
             Op::Segment { .. } => self.segment_tables(x)?,
+            Op::Boundary { .. } => self.boundary_tables(x)?,
             Op::Inverse(_) => self.inverse(x)?,
             Op::Solve(_) => return Err(Refusal::unsupported("a triangular system that is not inverted")),
             Op::Gated { .. } => self.gated(x)?,
             Op::BodyInput(_)
             | Op::SegmentGrad { .. }
-            | Op::Boundary { .. }
             | Op::BoundaryGrad { .. }
             | Op::Scan(_)
             | Op::ScanResult(..) => {
@@ -222,7 +222,7 @@ impl Block<'_> {
                     sum = self.folded(fold, Some(sum), other);
                 }
                 let mut bytes = Linear::default();
-                self.add_steps(&mut bytes, &home.strides, &at);
+                self.add_place(&mut bytes, &home, &at);
                 let step = home.parts.1 as i64;
                 if down && !within {
                     bytes.add(self.down, step);
@@ -284,7 +284,7 @@ impl Block<'_> {
                 sum = self.folded(fold, Some(sum), other);
             }
             let mut bytes = Linear::default();
-            self.add_steps(&mut bytes, &home.strides, &point);
+            self.add_place(&mut bytes, &home, &point);
             stores.push((bytes, sum));
         }
         self.statement();
@@ -345,7 +345,7 @@ impl Block<'_> {
         let mut strides = Vec::new();
         let mut step = 4;
         for dim in dims.iter().rev() {
-            strides.push((*dim, step));
+            strides.push((*dim, Step::even(step)));
             step *= self.asked(*dim);
         }
         let bytes = step.next_multiple_of(16);
@@ -369,7 +369,7 @@ impl Block<'_> {
         self.touch(home.region, Touch::Write);
         for (at, value, own) in stores {
             let mut bytes = Linear::default();
-            self.add_steps(&mut bytes, &home.strides, &at);
+            self.add_place(&mut bytes, home, &at);
             if let Some(own) = own {
                 self.open_if(own);
             }
@@ -388,12 +388,12 @@ impl Block<'_> {
         dims: &[DimId],
         mut value: impl FnMut(&mut Self, &Point) -> Result<Val, Refusal>,
     ) -> Result<Vec<Owned>, Refusal> {
-        let threads = 32 * self.warps.count();
+        let (thread, threads) = self.copiers;
         let Some(longest) = dims.iter().copied().max_by_key(|d| self.size(*d)) else {
             let nowhere = Point::default();
             let value = value(self, &nowhere)?;
             let zero = self.int(0);
-            let first = self.w.icmp("eq", self.thread, zero, Ty::I32);
+            let first = self.w.icmp("eq", thread, zero, Ty::I32);
             return Ok(vec![(nowhere, value, Some(first))]);
         };
         let n = self.size(longest);
@@ -407,10 +407,10 @@ impl Block<'_> {
         };
         let (place, group) = if rows > 1 {
             let (mask, shift) = (self.int(width - 1), self.int(width.ilog2() as usize));
-            let place = self.w.op("and", self.thread, mask, Ty::I32);
-            (place, Some(self.w.op("lshr", self.thread, shift, Ty::I32)))
+            let place = self.w.op("and", thread, mask, Ty::I32);
+            (place, Some(self.w.op("lshr", thread, shift, Ty::I32)))
         } else {
-            (self.thread, None)
+            (thread, None)
         };
         let mut stores = Vec::new();
         let turns = if rows > 1 { 1 } else { n.div_ceil(threads) };

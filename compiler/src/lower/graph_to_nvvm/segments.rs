@@ -1,5 +1,5 @@
 //! Decays between the tokens of a chunk, the same for all elements of a row: tables from which any segment is a sum of
-//! three numbers.
+//! three numbers, and any boundary of two.
 //!
 //! Comes in: a segment whose events are one number a token. Goes out: tables in shared memory, and elements from them.
 //! A segment is summed from what lies in it, never as a difference of running sums: within a block of sixteen tokens it
@@ -12,43 +12,85 @@ use super::eval::Known;
 use super::index::Linear;
 use super::memory::Touch;
 use super::shape::STRIP;
-use crate::graph::ir::{DimId, GateKind, Gates, NodeId, Op, Unary};
+use crate::graph::ir::{DimId, GateKind, Gates, NodeId, Op, Side, Unary};
 use crate::lower::tile_to_mlir::writer::{Ty, Val};
 use crate::lower::tile_to_nvvm::text;
 
-/// The tables of a segment.
+/// Bytes from row to row of a table within blocks: they start in different banks.
+const PITCH: usize = 4 * (STRIP + 2);
+
+/// The tables of a decay.
 #[derive(Clone, Debug)]
 pub struct Segments {
+    /// What decays, and along which rows.
+    gates: Gates,
+    row: DimId,
     /// Everything is a sum of logarithms, else a product of factors.
     logs: bool,
     /// `[row]`: from the start of its block to the reader's clock.
     reader: Home,
     /// `[row]`: from the writer's clock to the end of its block.
     writer: Home,
-    /// `[block of the reader, block of the writer]`: between them, where there may be any.
-    between: Option<Home>,
+    /// `[block of the reader, block of the writer + 1]`: the blocks between them. The reader may be past the last block,
+    /// and the writer before the first.
+    between: Home,
     /// `[row, place of the writer in its block]`: within a block.
     within: Home,
+}
+
+/// Which clocks of a decay matter to who asks for its tables.
+#[derive(Clone, Copy, Debug)]
+struct Clocks {
+    reader: bool,
+    writer: bool,
+}
+
+/// Numbers of a table, by whom, and how they are stored.
+struct Rows {
+    /// Who stores: the thread's number among them; none if it is not one of them.
+    own: Val,
+    is_one: Option<Val>,
 }
 
 impl Block<'_> {
     /// Tables for a segment.
     pub fn segment_tables(&mut self, x: NodeId) -> Result<(), Refusal> {
         let Op::Segment { gates, row, .. } = self.op(x) else { return Err(self.bug(x, "is no segment")) };
-        let (n, row) = (self.size(*row), *row);
+        self.tables_for(x, gates, *row, Clocks { reader: true, writer: true })
+    }
+
+    /// Tables for a boundary.
+    pub fn boundary_tables(&mut self, x: NodeId) -> Result<(), Refusal> {
+        let Op::Boundary { side, gates, row } = self.op(x) else { return Err(self.bug(x, "is no boundary")) };
+        let clocks = Clocks { reader: *side == Side::Prefix, writer: *side == Side::Suffix };
+        self.tables_for(x, gates, *row, clocks)
+    }
+
+    fn tables_for(&mut self, x: NodeId, gates: &Gates, row: DimId, clocks: Clocks) -> Result<(), Refusal> {
+        let n = self.size(row);
         if !n.is_multiple_of(STRIP) || n > 32 * self.warps.count() {
             return Err(Refusal::unsupported("a decay over such a chunk"));
         }
-        // The tables of another segment of the same decay serve this one.
-        let twin = self.segments.keys().copied().find(|other| match self.op(*other) {
-            Op::Segment { gates: own, row: own_row, .. } => own == gates && *own_row == row,
-            _ => false,
-        });
-        if let Some(twin) = twin {
-            let tables = self.segments[&twin].clone();
+        // The tables of the same decay serve all who ask for it.
+        let fits = |own: &Gates| {
+            let reader = !clocks.reader || own.to == gates.to;
+            own.events == gates.events && reader && (!clocks.writer || own.from == gates.from)
+        };
+        let twin = self.segments.values().find(|tables| tables.row == row && fits(&tables.gates)).cloned();
+        if let Some(tables) = twin {
             self.segments.insert(x, tables);
             return Ok(());
         }
+        // So clocks that do not matter here are those of a segment, if there is one.
+        let gates = self
+            .graph
+            .nodes
+            .iter()
+            .find_map(|node| match &node.op {
+                Op::Segment { gates: own, row: own_row, .. } if *own_row == row && fits(own) => Some(own),
+                _ => None,
+            })
+            .unwrap_or(gates);
         let logs = gates.events.iter().all(|gate| gate.kind == GateKind::Log);
         for gate in &gates.events {
             if self.dims(gate.value).iter().any(|d| *d != row) {
@@ -65,62 +107,62 @@ impl Block<'_> {
         Ok(())
     }
 
+    /// Threads from one on, as many as there are numbers; from the first on, if there are not enough.
+    fn rows_from(&mut self, first: usize, count: usize) -> Rows {
+        let threads = 32 * self.warps.count();
+        let first = if first + count <= threads { first } else { 0 };
+        let (start, last, end) = (self.int(first), self.int(count - 1), self.int(count));
+        let from_there = self.w.op("sub", self.thread, start, Ty::I32);
+        Rows {
+            own: self.w.intrinsic("umin", &[from_there, last], Ty::I32),
+            is_one: (count < threads).then(|| self.w.icmp("ult", from_there, end, Ty::I32)),
+        }
+    }
+
     fn tables(&mut self, gates: &Gates, row: DimId, logs: bool) -> Result<Segments, Refusal> {
         let n = self.size(row);
         let blocks = n / STRIP;
-        let threads = 32 * self.warps.count();
-        let own = if n < threads {
-            let last = self.int(n - 1);
-            self.w.intrinsic("smin", &[self.thread, last], Ty::I32)
-        } else {
-            self.thread
-        };
         let (four, fifteen) = (self.int(4), self.int(STRIP - 1));
-        let block = self.w.op("lshr", own, four, Ty::I32);
-        let place = self.w.op("and", own, fifteen, Ty::I32);
         let neutral = self.w.f32(if logs { 0.0 } else { 1.0 }, 0);
         let name = if logs { "fadd" } else { "fmul" };
-        // All events of each token of the thread's block.
-        let mut tokens = Vec::new();
-        for k in 0..STRIP {
-            let mut at = Linear::value(block, STRIP as i64);
-            at.constant = k as i64;
-            let point = Point::default().with(row, self.ix.of(at));
-            tokens.push(self.events(gates, logs, &point, |_| true)?);
-        }
-        let here = Point::default().with(row, self.ix.of(Linear::value(own, 1)));
-        let read = self.events(gates, logs, &here, |event| event < gates.to)?;
-        let written = self.events(gates, logs, &here, |event| event >= gates.from)?;
-        let (mut before, mut after) = (read, written);
-        for (k, token) in tokens.iter().enumerate() {
-            let k = self.int(k);
-            let earlier = self.w.icmp("slt", k, place, Ty::I32);
-            let factor = self.w.select(earlier, *token, neutral, Ty::F32);
-            before = self.w.op(name, before, factor, Ty::F32);
-            let later = self.w.icmp("sgt", k, place, Ty::I32);
-            let factor = self.w.select(later, *token, neutral, Ty::F32);
-            after = self.w.op(name, after, factor, Ty::F32);
-        }
+        // Three kinds of numbers, each by threads of its own where there are as many.
+        let within_rows = self.rows_from(0, n);
+        let block = self.w.op("lshr", within_rows.own, four, Ty::I32);
+        let place = self.w.op("and", within_rows.own, fifteen, Ty::I32);
+        let here = Point::default().with(row, self.ix.of(Linear::value(within_rows.own, 1)));
         let mut within = vec![neutral; STRIP];
-        let mut running = read;
+        let mut running = self.events(gates, logs, &here, |event| event < gates.to)?;
         for k in (0..STRIP).rev() {
             // The writer's own events after its clock, and everything up to the reader's.
-            let at = {
-                let mut at = Linear::value(block, STRIP as i64);
-                at.constant = k as i64;
-                Point::default().with(row, self.ix.of(at))
-            };
+            let at = self.token_of(row, block, k);
             let rest = self.events(gates, logs, &at, |event| event >= gates.from)?;
             within[k] = self.w.op(name, running, rest, Ty::F32);
+            let token = self.events(gates, logs, &at, |_| true)?;
             let k_val = self.int(k);
             let earlier = self.w.icmp("slt", k_val, place, Ty::I32);
-            let factor = self.w.select(earlier, tokens[k], neutral, Ty::F32);
+            let factor = self.w.select(earlier, token, neutral, Ty::F32);
             running = self.w.op(name, running, factor, Ty::F32);
         }
-        let middle = match blocks {
-            ..=2 => None,
-            _ => Some(self.middle(gates, row, logs)?),
-        };
+        let side_rows = self.rows_from(n, n);
+        let block = self.w.op("lshr", side_rows.own, four, Ty::I32);
+        let place = self.w.op("and", side_rows.own, fifteen, Ty::I32);
+        let here = Point::default().with(row, self.ix.of(Linear::value(side_rows.own, 1)));
+        let mut before = self.events(gates, logs, &here, |event| event < gates.to)?;
+        let mut after = self.events(gates, logs, &here, |event| event >= gates.from)?;
+        for k in 0..STRIP {
+            let at = self.token_of(row, block, k);
+            let token = self.events(gates, logs, &at, |_| true)?;
+            let k = self.int(k);
+            let earlier = self.w.icmp("slt", k, place, Ty::I32);
+            let factor = self.w.select(earlier, token, neutral, Ty::F32);
+            before = self.w.op(name, before, factor, Ty::F32);
+            let later = self.w.icmp("sgt", k, place, Ty::I32);
+            let factor = self.w.select(later, token, neutral, Ty::F32);
+            after = self.w.op(name, after, factor, Ty::F32);
+        }
+        let pairs = (blocks + 1) * (blocks + 1);
+        let pair_rows = self.rows_from(2 * n, pairs);
+        let middle = self.middle(gates, row, logs, pair_rows.own)?;
         let table = |this: &mut Self, bytes: usize| {
             let region = this.memory.allocate(bytes, false);
             Home {
@@ -133,65 +175,68 @@ impl Block<'_> {
             }
         };
         let asked = self.warps.padded_rows(n).max(self.warps.padded_cols(n));
-        let asked_blocks = asked / STRIP;
-        // Rows of a table within blocks start in different banks.
-        let pitch = 4 * (STRIP + 2);
-        let homes = Segments {
+        let asked_blocks = (asked / STRIP).max(blocks);
+        let tables = Segments {
+            gates: gates.clone(),
+            row,
             logs,
             reader: table(self, 4 * asked),
             writer: table(self, 4 * asked),
-            between: middle.is_some().then(|| {
-                let pairs = (blocks * blocks).next_power_of_two();
-                table(self, (4 * (asked_blocks + 1) * blocks + 4 * pairs).max(4 * asked_blocks * blocks))
-            }),
-            within: table(self, pitch * asked),
+            // Who asks beyond the last block reads something.
+            between: table(self, 4 * ((asked_blocks + 1) * (blocks + 1) + asked_blocks + 2)),
+            within: table(self, PITCH * asked),
         };
         self.statement();
         let put = |this: &mut Self, home: &Home, bytes: Linear, value: Val| {
             let address = this.shared(home.region, &bytes);
             text::store(&mut this.w, value, address, "f32", 4);
         };
-        let always = [&homes.reader, &homes.writer, &homes.within];
-        let regions: Vec<_> = always.into_iter().chain(&homes.between).map(|home| home.region).collect();
+        let regions = [&tables.reader, &tables.writer, &tables.between, &tables.within].map(|home| home.region);
         self.touch_all(&regions, Touch::Write);
-        let rows = (n < threads).then(|| {
-            let end = self.int(n);
-            self.w.icmp("slt", self.thread, end, Ty::I32)
-        });
-        if let Some(rows) = rows {
-            self.open_if(rows);
-        }
-        put(self, &homes.reader, Linear::value(own, 4), before);
-        put(self, &homes.writer, Linear::value(own, 4), after);
-        for (k, value) in within.into_iter().enumerate() {
-            let mut bytes = Linear::value(own, pitch as i64);
-            bytes.constant = 4 * k as i64;
-            put(self, &homes.within, bytes, value);
-        }
-        if rows.is_some() {
-            self.close_if();
-        }
-        if let (Some(home), Some((pair, middle))) = (&homes.between, middle) {
-            let end = self.int(blocks * blocks);
-            let first = self.w.icmp("slt", self.thread, end, Ty::I32);
-            self.open_if(first);
-            put(self, home, Linear::value(pair, 4), middle);
-            self.close_if();
-        }
-        Ok(homes)
+        let branch = |this: &mut Self, rows: &Rows, numbers: &[(&Home, Linear, Val)]| {
+            if let Some(is_one) = rows.is_one {
+                this.open_if(is_one);
+            }
+            for (home, bytes, value) in numbers {
+                put(this, home, bytes.clone(), *value);
+            }
+            if rows.is_one.is_some() {
+                this.close_if();
+            }
+        };
+        let own = Linear::value(side_rows.own, 4);
+        branch(self, &side_rows, &[(&tables.reader, own.clone(), before), (&tables.writer, own, after)]);
+        let within: Vec<(&Home, Linear, Val)> = within
+            .into_iter()
+            .enumerate()
+            .map(|(k, value)| {
+                let mut bytes = Linear::value(within_rows.own, PITCH as i64);
+                bytes.constant = 4 * k as i64;
+                (&tables.within, bytes, value)
+            })
+            .collect();
+        branch(self, &within_rows, &within);
+        branch(self, &pair_rows, &[(&tables.between, Linear::value(pair_rows.own, 4), middle)]);
+        Ok(tables)
     }
 
-    /// All events of the blocks between two, one pair a thread: the pair's number, and they.
-    fn middle(&mut self, gates: &Gates, row: DimId, logs: bool) -> Result<(Val, Val), Refusal> {
+    /// Token `k` of a block.
+    fn token_of(&mut self, row: DimId, block: Val, k: usize) -> Point {
+        let mut at = Linear::value(block, STRIP as i64);
+        at.constant = k as i64;
+        Point::default().with(row, self.ix.of(at))
+    }
+
+    /// All events of the blocks between two, as [`Segments::between`] counts them.
+    fn middle(&mut self, gates: &Gates, row: DimId, logs: bool, pair: Val) -> Result<Val, Refusal> {
         let blocks = self.size(row) / STRIP;
         let neutral = self.w.f32(if logs { 0.0 } else { 1.0 }, 0);
         let name = if logs { "fadd" } else { "fmul" };
-        let (last, width) = (self.int(blocks * blocks - 1), self.int(blocks));
-        let pair = self.w.intrinsic("smin", &[self.thread, last], Ty::I32);
+        let width = self.int(blocks + 1);
         let reader = self.w.op("udiv", pair, width, Ty::I32);
         let writer = self.w.op("urem", pair, width, Ty::I32);
         let mut middle = neutral;
-        for b in 1..blocks.saturating_sub(1) {
+        for b in 0..blocks {
             let mut total = neutral;
             for k in 0..STRIP {
                 let at = Point::default().with(row, self.fixed(STRIP * b + k));
@@ -199,12 +244,43 @@ impl Block<'_> {
                 total = self.w.op(name, total, token, Ty::F32);
             }
             let b = self.int(b);
-            let (above, below) = (self.w.icmp("slt", writer, b, Ty::I32), self.w.icmp("slt", b, reader, Ty::I32));
+            let (above, below) = (self.w.icmp("sle", writer, b, Ty::I32), self.w.icmp("slt", b, reader, Ty::I32));
             let both = self.both(Some(above), Some(below)).expect("two conditions");
             let total = self.w.select(both, total, neutral, Ty::F32);
             middle = self.w.op(name, middle, total, Ty::F32);
         }
-        Ok((pair, middle))
+        Ok(middle)
+    }
+
+    /// A boundary from its tables.
+    pub fn boundary(&mut self, x: NodeId, at: &Point) -> Result<Val, Refusal> {
+        let Op::Boundary { side, row, .. } = self.op(x) else { return Err(self.bug(x, "is no boundary")) };
+        let tables = self.segments[&x].clone();
+        let blocks = (self.size(*row) / STRIP) as i64;
+        let name = if tables.logs { "fadd" } else { "fmul" };
+        // The whole step: from before the first block to past the last.
+        let mut pair = Linear::number(if *side == Side::Prefix { 0 } else { 4 * blocks * (blocks + 1) });
+        let mut own = None;
+        if *side != Side::Total {
+            let along = self.ix.get(at.get(*row).expect("a position of each")).clone();
+            let (block, _) = along.divide(STRIP as i64);
+            let mut bytes = Linear::default();
+            bytes.add_scaled(&along, 4);
+            let (home, factor) = match side {
+                Side::Prefix => (&tables.reader, 4 * (blocks + 1)),
+                Side::Suffix | Side::Total => {
+                    pair.constant += 4;
+                    (&tables.writer, 4)
+                }
+            };
+            pair.add_scaled(&block, factor);
+            self.touch(home.region, Touch::Read);
+            own = Some(self.word(home, &bytes));
+        }
+        self.touch(tables.between.region, Touch::Read);
+        let others = self.word(&tables.between, &pair);
+        let value = own.map_or(others, |own| self.w.op(name, own, others, Ty::F32));
+        Ok(if tables.logs { self.function(Unary::Exp, value) } else { value })
     }
 
     /// Some of the events of a token, summed (or multiplied).
@@ -257,15 +333,16 @@ impl Block<'_> {
             let reader = table(self, &tables.reader, scaled(&t_linear, 4));
             let writer = table(self, &tables.writer, scaled(&s_linear, 4));
             value = self.w.op(name, reader, writer, Ty::F32);
-            if let Some(home) = &tables.between {
-                let mut bytes = scaled(&t_block, 4 * blocks);
+            if blocks > 2 {
+                let mut bytes = scaled(&t_block, 4 * (blocks + 1));
                 bytes.add_scaled(&s_block, 4);
-                let between = table(self, home, bytes);
+                bytes.constant += 4;
+                let between = table(self, &tables.between, bytes);
                 value = self.w.op(name, value, between, Ty::F32);
             }
         }
         if same != Known::Never {
-            let mut bytes = scaled(&t_linear, 4 * (STRIP as i64 + 2));
+            let mut bytes = scaled(&t_linear, PITCH as i64);
             bytes.add_scaled(&s_place, 4);
             let within = table(self, &tables.within, bytes);
             value = self.choose(same, within, value);

@@ -139,6 +139,13 @@ impl Warps {
         Warps { down, across: warps / down }
     }
 
+    /// For warp groups: four warps down, each group a range of columns. None where chunks have fewer rows than a group
+    /// multiplies at once.
+    pub fn of_groups(warps: usize, rows: usize) -> Option<Warps> {
+        let fits = rows >= 4 * STRIP && warps.is_multiple_of(4);
+        fits.then_some(Warps { down: 4, across: warps / 4 })
+    }
+
     /// All of them.
     pub fn count(self) -> usize {
         self.down * self.across

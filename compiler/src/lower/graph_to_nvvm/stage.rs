@@ -5,8 +5,8 @@
 //! no difference but to save a test.
 
 use super::Refusal;
-use super::block::{Block, Fold, Home, Tile};
-use super::index::Linear;
+use super::block::{Block, Fold, Home, Point, Tile};
+use super::index::{Linear, Step};
 use super::memory::Region;
 use super::shape::{STRIP, Shape, extent};
 use crate::graph::ir::{Binary, DimId, InputKind, NodeId, Op, Unary};
@@ -15,6 +15,7 @@ use crate::lower::tile_to_nvvm::call::{self, element};
 use crate::lower::tile_to_nvvm::text::{self, Address};
 use chunkwise_abi::gpu::Grid;
 use chunkwise_abi::{DType, Role};
+use std::collections::VecDeque;
 
 /// Inputs with fewer elements a token are read one by one.
 const SHORT: usize = 8;
@@ -54,6 +55,26 @@ pub struct Later {
     bytes: Linear,
     value: Val,
     own: Option<Val>,
+}
+
+/// Copies of a chunk's inputs that were not started yet.
+pub struct Coming {
+    /// The chunk's first token, and the sequence's last.
+    start: Val,
+    last: Val,
+    /// Which half of double room they go to.
+    half: Option<Val>,
+    /// Inputs with where the chunk's (or the sequence's) begin and their elements from one position to the next.
+    inputs: Vec<(Staged, Address, Vec<(DimId, usize)>)>,
+    turns: VecDeque<Turn>,
+}
+
+/// A piece of an input for each thread.
+struct Turn {
+    /// Number of the input, which of its matrices, and how many pieces came before.
+    input: usize,
+    outer: Point,
+    turn: usize,
 }
 
 /// How an input is read.
@@ -179,17 +200,22 @@ impl Block<'_> {
         let piece = piece.ok_or_else(|| Refusal::unsupported(&format!("rows of `{name}` of {run} bytes")))?;
         let n_rows = extent(self.graph, &shape.rows);
         let (rows, cols) = self.room(n_rows, self.size(*col));
-        let pitch = if dtype == DType::BF16 { self.pitch(cols) } else { 4 * cols + 16 };
-        let matrix = rows * pitch;
-        let mut strides = vec![(*col, size)];
-        let mut step = pitch;
+        let (row, across, matrix) = match dtype {
+            DType::BF16 => self.lie(rows, cols),
+            DType::F32 | DType::F16 => {
+                let pitch = 4 * cols + 16;
+                (Step::even(pitch), Step::even(size), rows * pitch)
+            }
+        };
+        let mut strides = vec![(*col, across)];
+        let mut before = 1;
         for dim in shape.rows.iter().rev() {
-            strides.push((*dim, step));
-            step *= self.size(*dim);
+            strides.push((*dim, if before == 1 { row } else { Step::even(row.ahead(before)) }));
+            before *= self.size(*dim);
         }
         let mut step = matrix;
         for dim in shape.outer.iter().rev() {
-            strides.push((*dim, step));
+            strides.push((*dim, Step::even(step)));
             step *= self.size(*dim);
         }
         self.sizes.insert(node, step);
@@ -219,13 +245,15 @@ impl Block<'_> {
                 let found = input.home.strides.iter().find(|(d, _)| d == dim);
                 found.map(|(_, step)| (*dim, *step)).expect("every dimension has its stride")
             };
-            let pitch = stride(shape.rows.last().expect("a matrix has rows")).1;
+            let row = stride(shape.rows.last().expect("a matrix has rows")).1;
+            let col = stride(shape.cols.last().expect("a matrix has columns")).1;
             let tile = Tile {
                 region: input.home.region,
                 rows: shape.rows.clone(),
                 cols: shape.cols.clone(),
-                outer: shape.outer.iter().map(stride).collect(),
-                pitch,
+                outer: shape.outer.iter().map(|dim| (*dim, stride(dim).1.one)).collect(),
+                row,
+                col,
                 start: 0,
                 parts: (1, 0),
                 half: input.home.half,
@@ -252,38 +280,47 @@ impl Block<'_> {
             let (below, beside) = self.beyond(input);
             let (n_rows, n_cols) = (extent(self.graph, &shape.rows), self.size(shape.cols[0]));
             let outer = extent(self.graph, &shape.outer);
-            let (rows, _) = self.room(n_rows, n_cols);
-            let pitch = input.home.strides[1].1;
+            let (rows, cols) = self.room(n_rows, n_cols);
+            let (col, row) = (input.home.strides[0].1, input.home.strides[1].1);
+            let (_, _, bytes) = self.lie(rows, cols);
             let halves = if input.home.half.is_some() { 2 } else { 1 };
             let step = input.home.half.map_or(0, |(_, step)| step);
             for half in 0..halves {
                 for matrix in 0..outer {
-                    let start = half * step + matrix * rows * pitch;
+                    let start = half * step + matrix * bytes;
                     if beside > 0 {
-                        self.clear(input.home.region, (start + 2 * n_cols, pitch), (n_rows, 2 * beside));
+                        self.clear(input.home.region, start, (row, col), (0, n_cols), (n_rows, beside));
                     }
                     if below > 0 {
-                        let width = 2 * n_cols.next_multiple_of(STRIP);
-                        self.clear(input.home.region, (start + n_rows * pitch, pitch), (below, width));
+                        let width = n_cols.next_multiple_of(STRIP);
+                        self.clear(input.home.region, start, (row, col), (n_rows, 0), (below, width));
                     }
                 }
             }
         }
     }
 
-    /// Writes zero over so many rows of so many bytes.
-    fn clear(&mut self, region: Region, (start, pitch): (usize, usize), (rows, bytes): (usize, usize)) {
+    /// Writes zero over so many rows and columns of a matrix, from a corner on.
+    fn clear(
+        &mut self,
+        region: Region,
+        start: usize,
+        (down, right): (Step, Step),
+        (first_row, first_number): (usize, usize),
+        (rows, numbers): (usize, usize),
+    ) {
         let threads = 32 * self.warps.count();
-        let numbers = bytes / 2;
         for turn in 0..(rows * numbers).div_ceil(threads) {
             let (ahead, last, width) = (self.int(turn * threads), self.int(rows * numbers - 1), self.int(numbers));
             let flat = self.w.op("add", self.thread, ahead, Ty::I32);
             let own = self.w.icmp("sle", flat, last, Ty::I32);
             self.open_if(own);
             let (row, number) = (self.w.op("udiv", flat, width, Ty::I32), self.w.op("urem", flat, width, Ty::I32));
-            let mut at = Linear::value(row, pitch as i64);
-            at.add(number, 2);
-            at.constant = start as i64;
+            let (mut row, mut number) = (Linear::value(row, 1), Linear::value(number, 1));
+            (row.constant, number.constant) = (first_row as i64, first_number as i64);
+            let mut at = Linear::number(start as i64);
+            self.add_step(&mut at, down, &row);
+            self.add_step(&mut at, right, &number);
             let address = self.shared(region, &at);
             let zero = self.w.int(Ty::scalar(Elem::I16), 0);
             text::store(&mut self.w, zero, address, "i16", 2);
@@ -293,12 +330,24 @@ impl Block<'_> {
 
     /// Starts the copies of a chunk; gives what has to be stored later: numbers read one by one, and where they go.
     pub fn copy(&mut self, staged: &[Staged], chunk: Val, half: Option<Val>) -> Vec<Later> {
+        let (coming, later) = self.coming(staged, chunk, half);
+        for turn in &coming.turns {
+            self.copy_turn(&coming, turn);
+        }
+        self.under_way |= half.is_none() && !coming.turns.is_empty();
+        later
+    }
+
+    /// The copies of a chunk, none of them started; numbers read one by one, and where they go.
+    pub fn coming(&mut self, staged: &[Staged], chunk: Val, half: Option<Val>) -> (Coming, Vec<Later>) {
         let mut later = Vec::new();
+        self.unfenced = true;
         let wide_chunk = self.w.cast("sext", chunk, Ty::I32, Ty::I64);
         let tokens = self.int(self.graph.tokens);
         let start = self.w.op("mul", chunk, tokens, Ty::I32);
         let one = self.int(1);
         let last = self.w.op("sub", self.length, one, Ty::I32);
+        let mut coming = Coming { start, last, half, inputs: Vec::new(), turns: VecDeque::new() };
         for input in staged {
             let arg = &self.args[input.arg];
             let tensor = self.tensors[input.arg];
@@ -316,87 +365,24 @@ impl Block<'_> {
             if let Some(skip) = self.part_offset(input.arg, &own) {
                 base = text::element(&mut self.w, base, skip, Ty::I32, elem);
             }
-            let (half, step) = match (half, input.home.half) {
-                (Some(half), Some((_, step))) => (Some(half), step as i64),
-                _ => (None, 0),
-            };
             match &input.way {
                 Way::Rows { shape, run, piece } => {
-                    let shape = shape.clone();
-                    let (run, piece) = (*run, *piece);
-                    let pieces = run / piece;
-                    let n_rows = extent(self.graph, &shape.rows);
-                    let threads = 32 * self.warps.count();
-                    let pitch = input.home.strides[1].1;
-                    let outer = self.outer_points(&shape.outer);
-                    for outer in &outer {
-                        let (mut there, mut skip) = (0i64, 0i64);
-                        for (dim, ix) in &outer.0 {
-                            let n = self.ix.get(*ix).as_number().expect("outer positions are numbers");
-                            let find =
-                                |list: &[(DimId, usize)]| list.iter().find(|(d, _)| d == dim).map_or(0, |(_, s)| *s);
-                            there += n * find(&input.home.strides) as i64;
-                            skip += n * find(&inner) as i64;
-                        }
-                        for turn in 0..(n_rows * pieces).div_ceil(threads) {
-                            let (per_row, ahead) = (self.int(pieces), self.int(turn * threads));
-                            let mut flat = self.thread;
-                            if turn > 0 {
-                                flat = self.w.op("add", flat, ahead, Ty::I32);
-                            }
-                            let total = n_rows * pieces;
-                            let mut own = None;
-                            if (turn + 1) * threads > total {
-                                let end = self.int(total - 1);
-                                own = Some(self.w.icmp("sle", flat, end, Ty::I32));
-                                flat = self.w.intrinsic("smin", &[flat, end], Ty::I32);
-                            }
-                            let row = self.w.op("udiv", flat, per_row, Ty::I32);
-                            let column = self.w.op("urem", flat, per_row, Ty::I32);
-                            let mut bytes = Linear::value(row, pitch as i64);
-                            bytes.add(column, piece as i64);
-                            bytes.constant = there;
-                            if let Some(half) = half {
-                                bytes.add(half, step);
-                            }
-                            let to = self.shared(input.home.region, &bytes);
-                            let mut from = base;
-                            let mut real = None;
-                            if by_token {
-                                let token = self.w.op("add", start, row, Ty::I32);
-                                if input.zero {
-                                    real = Some(self.w.icmp("sle", token, last, Ty::I32));
-                                }
-                                let token = self.w.intrinsic("smin", &[token, last], Ty::I32);
-                                let token = self.w.cast("sext", token, Ty::I32, Ty::I64);
-                                let moved = self.w.op("mul", token, tensor.stride, Ty::I64);
-                                from = text::element(&mut self.w, from, moved, Ty::I64, elem);
-                            } else {
-                                let last_row = shape.rows.last().expect("a matrix has rows");
-                                let stride = inner.iter().find(|(d, _)| d == last_row).map_or(0, |(_, s)| *s);
-                                let stride = self.int(stride);
-                                let moved = self.w.op("mul", row, stride, Ty::I32);
-                                from = text::element(&mut self.w, from, moved, Ty::I32, elem);
-                            }
-                            let size = self.int(piece);
-                            let moved = self.w.op("mul", column, size, Ty::I32);
-                            let from = text::further(&mut self.w, from, moved);
-                            let skipped = usize::try_from(skip).expect("not negative") * arg.dtype.bytes();
-                            let from = text::bytes(&mut self.w, from, skipped);
-                            if let Some(own) = own {
-                                self.open_if(own);
-                            }
-                            self.copy_piece(to, from, piece, real);
-                            if own.is_some() {
-                                self.close_if();
-                            }
-                        }
+                    let total = extent(self.graph, &shape.rows) * (run / piece);
+                    let turns = total.div_ceil(self.copiers.1);
+                    for outer in self.outer_points(&shape.outer) {
+                        coming.turns.extend((0..turns).map(|turn| Turn {
+                            input: coming.inputs.len(),
+                            outer: outer.clone(),
+                            turn,
+                        }));
                     }
-                    if half.is_none() {
-                        self.under_way = true;
-                    }
+                    coming.inputs.push((input.clone(), base, inner));
                 }
                 Way::Elements => {
+                    let (half, step) = match (half, input.home.half) {
+                        (Some(half), Some((_, step))) => (Some(half), step as i64),
+                        _ => (None, 0),
+                    };
                     let dims = self.dims(input.node);
                     let time = self.graph.time;
                     let tensor_stride = tensor.stride;
@@ -437,7 +423,7 @@ impl Block<'_> {
                     let stores = stores.expect("reading an element cannot be refused");
                     for (at, value, own) in stores {
                         let mut bytes = Linear::default();
-                        self.add_steps(&mut bytes, &input.home.strides, &at);
+                        self.add_place(&mut bytes, &input.home, &at);
                         if let Some(half) = half {
                             bytes.add(half, step);
                         }
@@ -446,7 +432,90 @@ impl Block<'_> {
                 }
             }
         }
-        later
+        (coming, later)
+    }
+
+    /// Starts as many of the next chunk's copies as fall to one product of so many: all at once they would have to queue.
+    pub fn copy_some(&mut self, products: usize) {
+        if self.branches > 0 {
+            return;
+        }
+        let Some(mut coming) = self.next.take() else { return };
+        let share = coming.turns.len().div_ceil(products.max(1));
+        for turn in coming.turns.drain(..share).collect::<Vec<_>>() {
+            self.copy_turn(&coming, &turn);
+        }
+        self.next = (!coming.turns.is_empty()).then_some(coming);
+    }
+
+    /// A piece for each thread.
+    fn copy_turn(&mut self, coming: &Coming, Turn { input, outer, turn }: &Turn) {
+        let (input, base, inner) = &coming.inputs[*input];
+        let Way::Rows { shape, run, piece } = &input.way else { return };
+        let (run, piece) = (*run, *piece);
+        let (base, arg) = (*base, &self.args[input.arg]);
+        let (by_token, elem, stride) = (arg.role == Role::Token, element(arg.dtype), self.tensors[input.arg].stride);
+        let pieces = run / piece;
+        let total = extent(self.graph, &shape.rows) * pieces;
+        let (thread, threads) = self.copiers;
+        let (col_step, row_step) = (input.home.strides[0].1, input.home.strides[1].1);
+        let (mut there, mut skip) = (0i64, 0i64);
+        for (dim, ix) in &outer.0 {
+            let n = self.ix.get(*ix).as_number().expect("outer positions are numbers");
+            let step = input.home.strides.iter().find(|(d, _)| d == dim);
+            there += n * step.map_or(0, |(_, step)| step.one) as i64;
+            skip += n * inner.iter().find(|(d, _)| d == dim).map_or(0, |(_, s)| *s) as i64;
+        }
+        let (per_row, ahead) = (self.int(pieces), self.int(turn * threads));
+        let mut flat = thread;
+        if *turn > 0 {
+            flat = self.w.op("add", flat, ahead, Ty::I32);
+        }
+        let mut own = None;
+        if (turn + 1) * threads > total {
+            let end = self.int(total - 1);
+            own = Some(self.w.icmp("sle", flat, end, Ty::I32));
+            flat = self.w.intrinsic("smin", &[flat, end], Ty::I32);
+        }
+        let row = self.w.op("udiv", flat, per_row, Ty::I32);
+        let column = self.w.op("urem", flat, per_row, Ty::I32);
+        let mut bytes = Linear::number(there);
+        self.add_step(&mut bytes, row_step, &Linear::value(row, 1));
+        self.add_step(&mut bytes, col_step, &Linear::value(column, (piece / col_step.one) as i64));
+        if let (Some(half), Some((_, step))) = (coming.half, input.home.half) {
+            bytes.add(half, step as i64);
+        }
+        let to = self.shared(input.home.region, &bytes);
+        let mut from = base;
+        let mut real = None;
+        if by_token {
+            let token = self.w.op("add", coming.start, row, Ty::I32);
+            if input.zero {
+                real = Some(self.w.icmp("sle", token, coming.last, Ty::I32));
+            }
+            let token = self.w.intrinsic("smin", &[token, coming.last], Ty::I32);
+            let token = self.w.cast("sext", token, Ty::I32, Ty::I64);
+            let moved = self.w.op("mul", token, stride, Ty::I64);
+            from = text::element(&mut self.w, from, moved, Ty::I64, elem);
+        } else {
+            let last_row = shape.rows.last().expect("a matrix has rows");
+            let stride = inner.iter().find(|(d, _)| d == last_row).map_or(0, |(_, s)| *s);
+            let stride = self.int(stride);
+            let moved = self.w.op("mul", row, stride, Ty::I32);
+            from = text::element(&mut self.w, from, moved, Ty::I32, elem);
+        }
+        let size = self.int(piece);
+        let moved = self.w.op("mul", column, size, Ty::I32);
+        let from = text::further(&mut self.w, from, moved);
+        let skipped = usize::try_from(skip).expect("not negative") * arg.dtype.bytes();
+        let from = text::bytes(&mut self.w, from, skipped);
+        if let Some(own) = own {
+            self.open_if(own);
+        }
+        self.copy_piece(to, from, piece, real);
+        if own.is_some() {
+            self.close_if();
+        }
     }
 
     /// Stores numbers that were read one by one.

@@ -6,12 +6,15 @@
 use super::Refusal;
 use super::block::{Block, Element, Point};
 use super::index::Linear;
-use super::shape::{Shape, extent};
+use super::shape::{COLUMNS, Shape, extent};
 use crate::graph::ir::{Begin, Carry, DimId, NodeId};
 use crate::lower::tile_to_mlir::writer::{Elem, Ty, Val};
 use crate::lower::tile_to_nvvm::call::element;
 use crate::lower::tile_to_nvvm::text::{self, Address};
 use chunkwise_abi::{DType, Role};
+
+/// Lanes that have elements of one row.
+const LANES_OF_A_ROW: usize = 4;
 
 /// A tensor about to be written.
 struct Target {
@@ -137,18 +140,25 @@ impl Block<'_> {
             true => *stride == 1 && extent(self.graph, &shape.cols).is_multiple_of(2),
             false => stride.is_multiple_of(2),
         });
+        let eights = self.warps.eights(extent(self.graph, &shape.cols));
+        let wide = target.dtype == DType::BF16
+            && eights.is_multiple_of(LANES_OF_A_ROW)
+            && target.strides.iter().all(|(dim, stride)| match shape.cols.last() == Some(dim) {
+                true => *stride == 1 && self.size(*dim).is_multiple_of(COLUMNS),
+                false => stride.is_multiple_of(COLUMNS),
+            });
         for outer in self.outer_points(&shape.outer) {
             let elements = self.elements(&shape, &outer);
             let mut values = Vec::new();
             for element in &elements {
                 values.push(value(self, &element.at)?);
             }
-            let eights = self.warps.eights(extent(self.graph, &shape.cols));
             for strip in 0..self.warps.strips(extent(self.graph, &shape.rows)) {
                 for half in 0..2 {
                     let own: Vec<usize> = (0..elements.len())
                         .filter(|&n| elements[n].strip == strip && elements[n].half == half)
                         .collect();
+                    let runs = if wide { self.runs(&elements, &values, &own) } else { Vec::new() };
                     let rows = self.warps.padded_rows(extent(self.graph, &shape.rows));
                     let below = self.inside(&shape.rows, &elements[own[0]].at, rows);
                     let real = self.before_end(target, &elements[own[0]].at);
@@ -156,7 +166,10 @@ impl Block<'_> {
                     if let Some(real) = real {
                         self.open_if(real);
                     }
-                    for eight in 0..eights {
+                    for (n, run) in runs.iter().enumerate() {
+                        self.store_run(target, &shape, &elements[own[0]].at, n * LANES_OF_A_ROW, *run);
+                    }
+                    for eight in 0..if wide { 0 } else { eights } {
                         let pair: Vec<usize> = own.iter().copied().filter(|&n| elements[n].eight == eight).collect();
                         let pair: Vec<(&Element, Val)> = pair.iter().map(|&n| (&elements[n], values[n])).collect();
                         self.store_pair(target, &shape, &pair, together);
@@ -168,6 +181,56 @@ impl Block<'_> {
             }
         }
         Ok(())
+    }
+
+    /// A row's elements as sixteen bytes at a time: of four eights, each lane of the row gets one, whole.
+    fn runs(&mut self, elements: &[Element], values: &[Val], own: &[usize]) -> Vec<[Val; LANES_OF_A_ROW]> {
+        let eights = own.len() / 2;
+        let mut words = Vec::new();
+        for eight in 0..eights {
+            let of = |odd| own.iter().copied().find(|&n| elements[n].eight == eight && elements[n].odd == odd);
+            let [low, high] = [0, 1].map(|odd| values[of(odd).expect("every eight has its pairs")]);
+            words.push(text::pack_bf16(&mut self.w, low, high));
+        }
+        let four = |words: &[Val]| <[Val; LANES_OF_A_ROW]>::try_from(words).expect("there are four");
+        let groups: Vec<[Val; LANES_OF_A_ROW]> = words.chunks_exact(LANES_OF_A_ROW).map(four).collect();
+        groups.into_iter().map(|words| self.turned_in_row(words)).collect()
+    }
+
+    /// Word `n` of lane `m` of a row becomes word `m` of lane `n`.
+    fn turned_in_row(&mut self, mut words: [Val; LANES_OF_A_ROW]) -> [Val; LANES_OF_A_ROW] {
+        for (bit, pairs) in [(1, [(0, 1), (2, 3)]), (2, [(0, 2), (1, 3)])] {
+            let (bit_val, zero) = (self.int(bit), self.int(0));
+            let own = self.w.op("and", self.quad, bit_val, Ty::I32);
+            let high = self.w.icmp("ne", own, zero, Ty::I32);
+            for (a, b) in pairs {
+                let sent = self.w.select(high, words[a], words[b], Ty::I32);
+                let got = self.exchanged_word(sent, bit);
+                words[a] = self.w.select(high, got, words[a], Ty::I32);
+                words[b] = self.w.select(high, words[b], got, Ty::I32);
+            }
+        }
+        words
+    }
+
+    /// An eight of a row, of the four from `first` on the one that is the lane's.
+    fn store_run(&mut self, target: &Target, shape: &Shape, row: &Point, first: usize, words: [Val; LANES_OF_A_ROW]) {
+        let n_cols = extent(self.graph, &shape.cols);
+        let mut col = self.first_col(n_cols, first);
+        col.add(self.quad, COLUMNS as i64);
+        let mut cols = Point::default();
+        self.spread(&shape.cols, &col, &mut cols);
+        let at = cols.0.iter().fold(row.clone(), |at, (dim, ix)| at.with(*dim, *ix));
+        let inside = self.inside(&shape.cols, &at, self.warps.padded_cols(n_cols));
+        if let Some(inside) = inside {
+            self.open_if(inside);
+        }
+        let address = self.target_address(target, &at);
+        let run = text::vector(&mut self.w, &words, Elem::I32);
+        text::store(&mut self.w, run, address, "vector<4xi32>", 16);
+        if inside.is_some() {
+            self.close_if();
+        }
     }
 
     /// Two neighbours of a row.

@@ -74,6 +74,51 @@ pub fn barrier(w: &mut Writer) {
     command(w, "llvm.nvvm.barrier.cta.sync.aligned.all", &[(zero, Ty::I32)]);
 }
 
+/// So many threads wait for each other at a barrier of their own.
+pub fn barrier_of(w: &mut Writer, number: usize, threads: usize) {
+    let [number, threads] = [number, threads].map(|n| int(w, i64::try_from(n).expect("a small number")));
+    command(w, "llvm.nvvm.barrier.cta.sync.aligned.count", &[(number, Ty::I32), (threads, Ty::I32)]);
+}
+
+/// Makes eight bytes of shared memory a barrier of so many arrivals (PTX ISA, "mbarrier").
+pub fn init_arrivals(w: &mut Writer, at: Address, count: usize) {
+    let count = int(w, i64::try_from(count).expect("a small number"));
+    w.raw(format_args!("llvm.call_intrinsic \"llvm.nvvm.mbarrier.init.shared\"({}, {count}) : ({}, i32) -> ()", at.at, at.space));
+}
+
+/// The thread arrives.
+pub fn arrive(w: &mut Writer, at: Address) {
+    w.raw_value(format_args!("llvm.call_intrinsic \"llvm.nvvm.mbarrier.arrive.shared\"({}) : ({}) -> i64", at.at, at.space));
+}
+
+/// The thread arrives as soon as what it copies is there.
+pub fn arrive_after_copies(w: &mut Writer, at: Address) {
+    let name = "llvm.nvvm.cp.async.mbarrier.arrive.noinc.shared";
+    w.raw(format_args!("llvm.call_intrinsic \"{name}\"({}) : ({}) -> ()", at.at, at.space));
+}
+
+/// Waits until all have arrived in a round of this parity; at once in parity 1 before the first.
+pub fn wait_for_arrivals(w: &mut Writer, at: Address, parity: Val) {
+    let number = w.raw_value(format_args!("llvm.ptrtoint {} : {} to i32", at.at, at.space));
+    let text = "{\\0A.reg .pred done;\\0Aarrivals_${:uid}:\\0A\
+                mbarrier.try_wait.parity.shared::cta.b64 done, [$0], $1;\\0A@!done bra arrivals_${:uid};\\0A}";
+    w.raw(format_args!(
+        "llvm.inline_asm has_side_effects \"{text}\", \"r,r,~{{memory}}\" {number}, {parity} : (i32, i32) -> ()"
+    ));
+}
+
+/// The threads of a warp group take more registers from now on, or give some back.
+pub fn set_registers(w: &mut Writer, more: bool, registers: usize) {
+    let name = if more { "inc" } else { "dec" };
+    w.raw(format_args!("llvm.inline_asm has_side_effects \"setmaxnreg.{name}.sync.aligned.u32 {registers};\", \"\" : () -> ()"));
+}
+
+/// What the thread wrote to shared memory is seen by the products of warp groups, once others have waited for it (PTX ISA,
+/// "Async proxy").
+pub fn fence_operands(w: &mut Writer) {
+    w.raw(format_args!("llvm.inline_asm has_side_effects \"fence.proxy.async.shared::cta;\", \"~{{memory}}\" : () -> ()"));
+}
+
 /// The threads of a warp wait for each other, and see what each wrote.
 pub fn warp_barrier(w: &mut Writer) {
     let all = int(w, -1);
@@ -150,6 +195,27 @@ pub fn unpack_bf16(w: &mut Writer, word: Val) -> [Val; 2] {
     let low = w.op("shl", word, sixteen, Ty::I32);
     let high = w.op("and", word, high, Ty::I32);
     [low, high].map(|bits| w.cast("bitcast", bits, Ty::I32, Ty::F32))
+}
+
+/// Writes 8 × 8 matrices of sixteen-bit numbers to shared memory, each lane the address of one row of one of them.
+pub fn store_matrices(w: &mut Writer, to: Address, words: &[Val]) {
+    let number = w.raw_value(format_args!("llvm.ptrtoint {} : {} to i32", to.at, to.space));
+    let count = words.len();
+    let names: Vec<String> = words.iter().map(Val::to_string).collect();
+    let places: Vec<String> = (1..=count).map(|n| format!("${n}")).collect();
+    w.raw(format_args!(
+        "llvm.inline_asm has_side_effects \"stmatrix.sync.aligned.m8n8.x{count}.shared.b16 [$0], {{{}}};\", \"r{},~{{memory}}\" \
+         {number}, {} : (i32{}) -> ()",
+        places.join(", "),
+        ",r".repeat(count),
+        names.join(", "),
+        ", i32".repeat(count)
+    ));
+}
+
+/// The same word, of which the compiler knows nothing: it computes nothing from it before.
+pub fn unknown(w: &mut Writer, word: Val) -> Val {
+    w.raw_value(format_args!("llvm.inline_asm has_side_effects \"\", \"=r,0\" {word} : (i32) -> i32"))
 }
 
 /// The same number, which the compiler computes here and nowhere later: it moves what is pure to where it is used, also

@@ -15,6 +15,8 @@ pub struct Family {
     pub capability: (u32, u32),
     /// Shared memory a block may use, in bytes.
     pub shared_limit: usize,
+    /// Four warps can multiply together (`wgmma`).
+    pub warpgroups: bool,
     /// What it is good for, in words.
     pub covers: &'static str,
 }
@@ -23,11 +25,18 @@ pub struct Family {
 /// specifications by compute capability; the portable row takes what 8.6 and 8.9 have, less the kilobyte the system
 /// keeps.
 pub const FAMILIES: &[Family] = &[
-    Family { name: "sm_80", capability: (8, 0), shared_limit: 99 * 1024, covers: "compute capability 8.0 and newer" },
+    Family {
+        name: "sm_80",
+        capability: (8, 0),
+        shared_limit: 99 * 1024,
+        warpgroups: false,
+        covers: "compute capability 8.0 and newer",
+    },
     Family {
         name: "sm_90a",
         capability: (9, 0),
         shared_limit: 227 * 1024,
+        warpgroups: true,
         covers: "compute capability 9.0 (Hopper) only",
     },
 ];

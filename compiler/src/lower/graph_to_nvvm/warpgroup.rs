@@ -1,0 +1,242 @@
+//! Products that four warps compute together, where a GPU can.
+//!
+//! Comes in: a product whose operands lie in shared memory as [`Block::lie`] has them for warp groups; the left one may
+//! also be computed by each warp. Goes out: the same elements in the same registers as [`super::product`] leaves. Shared
+//! memory is read once for four warps, not by each of them. An instruction is `wgmma.mma_async` with a row of the table
+//! below; what it reads must have been made visible to it ([`Block::barrier`]).
+//!
+//! Where an operand lies: PTX ISA, "Asynchronous warpgroup level matrix instructions", without swizzle. A *core matrix*
+//! is eight rows of sixteen bytes, one after the other.
+
+use super::Refusal;
+use super::block::{Block, Tile};
+use super::index::Linear;
+use super::memory::Touch;
+use super::product::{PARTS, Product, Source};
+use super::shape::{STRIP, extent};
+use crate::graph::ir::DimId;
+use crate::lower::tile_to_mlir::writer::{Ty, Val};
+use crate::lower::tile_to_nvvm::text;
+
+/// Columns of a product that an instruction has at most.
+const MOST_COLUMNS: usize = 256;
+
+/// An operand in shared memory, as an instruction is told of it.
+struct Described {
+    tile: Tile,
+    /// Where its first core matrix of the first step is, and bytes to that of the next step.
+    start: Linear,
+    per_step: usize,
+    /// Bytes from one core matrix to the next, along the product's steps and along its rows or columns.
+    along_steps: usize,
+    along_own: usize,
+    /// Its rows are steps.
+    transposed: bool,
+}
+
+/// What an instruction takes as its left operand.
+enum Left {
+    Described(Described),
+    /// By strip and step, for each summand: four words.
+    Words(Vec<Vec<Vec<Vec<Val>>>>),
+}
+
+impl Block<'_> {
+    /// Adds a product to sums, which are in the order of [`Block::elements`], if warps can do so together. `fresh`: the sums
+    /// are zero.
+    pub(super) fn multiply_in_groups(
+        &mut self,
+        product: &Product,
+        a: &Source,
+        b: &Source,
+        fresh: bool,
+        sums: &mut [Val],
+    ) -> Result<bool, Refusal> {
+        let n_rows = extent(self.graph, &product.shape.rows);
+        let (strips, eights) = (self.warps.strips(n_rows), self.warps.eights(product.n_cols));
+        if !self.in_groups() || 8 * eights > MOST_COLUMNS {
+            return Ok(false);
+        }
+        let Source::Tile(right) = b else { return Ok(false) };
+        let first_col = self.first_col(product.n_cols, 0);
+        let Some(right) = self.described(product, right, &product.shape.cols, &first_col, 0) else { return Ok(false) };
+        let steps = extent(self.graph, product.over).div_ceil(STRIP);
+        let left = match a {
+            Source::Tile(left) => {
+                let row = Linear::value(self.down, STRIP as i64);
+                match self.described(product, left, &product.shape.rows, &row, STRIP) {
+                    Some(left) => Left::Described(left),
+                    None => return Ok(false),
+                }
+            }
+            Source::Elements(..) => {
+                let mut words = Vec::new();
+                for strip in 0..strips {
+                    let mut own = Vec::new();
+                    for step in 0..steps {
+                        own.push(self.left(product, a, strip, step * STRIP)?);
+                    }
+                    words.push(own);
+                }
+                Left::Words(words)
+            }
+        };
+        let mut regions = vec![right.tile.region];
+        if let Left::Described(left) = &left {
+            regions.push(left.tile.region);
+        }
+        self.touch_all(&regions, Touch::Read);
+        self.together(&left, &right, (strips, eights, steps), fresh, sums);
+        Ok(true)
+    }
+
+    /// An operand as instructions are told of it; none if it has to be changed on the way, or differs from warp to warp by
+    /// more than its rows. `first`: the warp's first row or column, of which `per_warp` lie between two warps.
+    fn described(
+        &mut self,
+        product: &Product,
+        tile: &Tile,
+        own: &[DimId],
+        first: &Linear,
+        per_warp: usize,
+    ) -> Option<Described> {
+        if tile.finite {
+            return None;
+        }
+        let (mut start, along_rows) = self.corner(tile, product, own, first, 0);
+        let (mut next, _) = self.corner(tile, product, own, first, STRIP);
+        let (own_step, over_step) = if along_rows { (tile.row, tile.col) } else { (tile.col, tile.row) };
+        let expected = if per_warp == 0 { 0 } else { own_step.ahead(per_warp) };
+        for place in [&mut start, &mut next] {
+            place.add(self.down, -(expected as i64));
+        }
+        if start.terms.iter().any(|(value, _)| *value == self.down) || start.terms != next.terms {
+            return None;
+        }
+        // A product over several dimensions may not go on evenly.
+        let per_step = usize::try_from(next.constant - start.constant).ok()?;
+        if extent(self.graph, product.over) > STRIP && per_step != over_step.ahead(STRIP) {
+            return None;
+        }
+        Some(Described {
+            tile: tile.clone(),
+            start,
+            per_step,
+            along_steps: over_step.eight,
+            along_own: own_step.eight,
+            transposed: !along_rows,
+        })
+    }
+
+    /// All instructions of a product.
+    fn together(
+        &mut self,
+        left: &Left,
+        right: &Described,
+        (strips, eights, steps): (usize, usize, usize),
+        fresh: bool,
+        sums: &mut [Val],
+    ) {
+        let of_strip = 4 * eights;
+        let count = strips * of_strip;
+        debug_assert_eq!(sums.len(), count);
+        let mut operands: Vec<(Val, Ty)> = Vec::new();
+        let mut constraints: Vec<String> = vec!["=f".to_owned(); count];
+        if !fresh {
+            for (n, sum) in sums.iter().enumerate() {
+                operands.push((*sum, Ty::F32));
+                constraints.push(n.to_string());
+            }
+        }
+        let mut words = |this: &mut Self, more: &[Val], ty: Ty| -> Vec<String> {
+            let _ = this;
+            let mut names = Vec::new();
+            for val in more {
+                names.push(format!("${}", count + operands.len()));
+                operands.push((*val, ty));
+                constraints.push(if ty == Ty::I64 { "l" } else { "r" }.to_owned());
+            }
+            names
+        };
+        let parts = |tile: &Tile| tile.parts.0;
+        let mut right_names = Vec::new();
+        for step in 0..steps {
+            let mut own = Vec::new();
+            for part in 0..parts(&right.tile) {
+                let description = self.description(right, step * right.per_step + part * right.tile.parts.1);
+                own.extend(words(self, &[description], Ty::I64));
+            }
+            right_names.push(own);
+        }
+        let mut lines = vec!["wgmma.fence.sync.aligned;".to_owned()];
+        for strip in 0..strips {
+            let sums: Vec<String> = (0..of_strip).map(|n| format!("${}", strip * of_strip + n)).collect();
+            let sums = sums.join(", ");
+            let mut scale = u8::from(!fresh);
+            for (step, right_names) in right_names.iter().enumerate() {
+                let lefts: Vec<(String, String)> = match left {
+                    Left::Described(own) => {
+                        let start = strip * own.along_own * self.warps.down * STRIP / 8 + step * own.per_step;
+                        let transposed = u8::from(own.transposed);
+                        (0..parts(&own.tile))
+                            .map(|part| {
+                                let description = self.description(own, start + part * own.tile.parts.1);
+                                (words(self, &[description], Ty::I64).remove(0), format!("{transposed}, "))
+                            })
+                            .collect()
+                    }
+                    Left::Words(own) => own[strip][step]
+                        .iter()
+                        .map(|own| (format!("{{{}}}", words(self, own, Ty::I32).join(", ")), String::new()))
+                        .collect(),
+                };
+                for (high, (left, flag)) in lefts.iter().enumerate() {
+                    for (low, right_name) in right_names.iter().enumerate() {
+                        if high + low >= PARTS {
+                            continue;
+                        }
+                        let shape = format!("m64n{}k16", 8 * eights);
+                        let turned = u8::from(right.transposed);
+                        lines.push(format!(
+                            "wgmma.mma_async.sync.aligned.{shape}.f32.bf16.bf16 {{{sums}}}, {left}, {right_name}, {scale}, 1, 1, {flag}{turned};"
+                        ));
+                        scale = 1;
+                    }
+                }
+            }
+        }
+        lines.push("wgmma.commit_group.sync.aligned;".to_owned());
+        lines.push("wgmma.wait_group.sync.aligned 0;".to_owned());
+        constraints.push("~{memory}".to_owned());
+        let of = text::struct_of(count, Ty::F32);
+        let names: Vec<String> = operands.iter().map(|(val, _)| val.to_string()).collect();
+        let types: Vec<String> = operands.iter().map(|(_, ty)| ty.to_string()).collect();
+        let result = self.w.raw_value(format_args!(
+            "llvm.inline_asm has_side_effects \"{}\", \"{}\" {} : ({}) -> {of}",
+            lines.join("\\0A"),
+            constraints.join(","),
+            names.join(", "),
+            types.join(", ")
+        ));
+        for (n, sum) in sums.iter_mut().enumerate() {
+            *sum = text::member(&mut self.w, result, n, &of);
+        }
+    }
+
+    /// The matrix descriptor of an operand, so many bytes further (PTX ISA, "Matrix descriptor").
+    fn description(&mut self, operand: &Described, further: usize) -> Val {
+        let mut bytes = operand.start.clone();
+        bytes.constant += further as i64;
+        let address = self.shared(operand.tile.region, &bytes);
+        let w = &mut self.w;
+        let address = w.raw_value(format_args!("llvm.ptrtoint {} : {} to i32", address.at, address.space));
+        let (four, low) = (text::int(w, 4), text::int(w, 0x3fff));
+        let sixteens = w.op("lshr", address, four, Ty::I32);
+        let sixteens = w.op("and", sixteens, low, Ty::I32);
+        let wide = w.cast("zext", sixteens, Ty::I32, Ty::I64);
+        // The distance that changes along steps is the leading one, whichever way it lies.
+        let distances = (operand.along_steps / 16) << 16 | (operand.along_own / 16) << 32;
+        let distances = w.int(Ty::I64, i64::try_from(distances).expect("distances in shared memory are small"));
+        w.op("or", wide, distances, Ty::I64)
+    }
+}
