@@ -1,5 +1,6 @@
 //! Kernels written by hand: that instructions do what PTX says, and that what is wrong is found.
 
+mod loaders;
 mod warpgroup;
 
 use crate::{Fault, Launch, Memory, Module, NOT_A_NUMBER, run};
