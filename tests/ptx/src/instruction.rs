@@ -344,13 +344,14 @@ pub enum Operation {
 }
 
 impl Operation {
-    /// Whether all threads of a warp have to do it together.
+    /// Whether all threads of a warp have to do it together: because PTX wants it, or because it is known of whole warps only.
     pub fn is_together(&self) -> bool {
         use Operation as O;
         matches!(
             self,
             O::Barrier { .. }
                 | O::WarpBarrier
+                | O::ArriveAfterCopies(_)
                 | O::AwaitPhase { .. }
                 | O::SetRegisters
                 | O::Exchange { .. }

@@ -473,7 +473,7 @@ impl Warp {
             O::WarpBarrier => self.clock.meet(),
             O::BeginArrivals(at, count) => self.begin_arrivals(*at, *count, active, world)?,
             O::Arrive(to, at) => self.arrive(*to, *at, active, world)?,
-            O::ArriveAfterCopies(at) => self.arrive_after_copies(*at, active, world)?,
+            O::ArriveAfterCopies(at) => self.arrive_after_copies(*at, world)?,
             O::AwaitPhase { to, at, parity } => {
                 if let Some(stop) = self.await_phase(*to, *at, *parity, world)? {
                     return Ok(Next::Stop(stop));

@@ -217,6 +217,11 @@ fn mbarriers_are_used_as_such() {
     assert!(fault(&wait(1, "%rd5+8", "0"), 32, 1).contains(none));
     assert!(fault("mbarrier.arrive.shared.b64 _, [%rd5+8];", 32, 1).contains(none));
     assert!(fault("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%rd5+8];", 32, 1).contains(none));
+    // Copies arrive for a whole warp.
+    let some = "setp.lt.u32 %p3, %r1, 7;\n @%p3 cp.async.mbarrier.arrive.noinc.shared.b64 [%rd5+8];";
+    assert!(fault(some, 32, 1).contains("only some threads of a group are to do this"));
+    let apart = "cp.async.mbarrier.arrive.noinc.shared.b64 [%rd6];";
+    assert!(fault(apart, 32, 1).contains("the threads of a warp have different addresses"));
     // Others have to know that it was made.
     let made = format!("setp.ne.u32 %p1, %r1, 0;\n @%p1 bra $L1;\n {begin}\n$L1:\n bar.sync 0;");
     let arrives = "setp.lt.u32 %p2, %r1, 32;\n @%p2 bra $L2;\n mbarrier.arrive.shared.b64 _, [%rd5+16];\n$L2:";

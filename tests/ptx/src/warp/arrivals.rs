@@ -64,20 +64,15 @@ impl Warp {
         Ok(())
     }
 
-    pub(super) fn arrive_after_copies(&mut self, at: Address, active: u32, world: &mut World) -> Result<(), Wrong> {
-        let addresses = self.addresses(at);
-        for threads in Warp::arriving(&addresses, active) {
-            let (stretch, told) = self.clock.copied();
-            for copy in self.copies.extract_if(.., |copy| threads >> copy.lane & 1 == 1) {
-                let done = world.shared.hand_over(copy.to, copy.bytes, copy.value, self.number, stretch);
-                done.map_err(|what| (Some(copy.lane), what))?;
-            }
-            let lane = threads.trailing_zeros();
-            let (address, who) = (addresses[lane as usize], self.who(lane as usize));
-            let arrived = world.mbarriers.arrive(world.shared, address, threads.count_ones(), &told, who);
-            arrived.map_err(|what| (Some(lane), what))?;
+    pub(super) fn arrive_after_copies(&mut self, at: Address, world: &mut World) -> Result<(), Wrong> {
+        let address = common(&self.addresses(at), "addresses")?;
+        let (stretch, told) = self.clock.copied();
+        for copy in self.copies.drain(..) {
+            let done = world.shared.hand_over(copy.to, copy.bytes, copy.value, self.number, stretch);
+            done.map_err(|what| (Some(copy.lane), what))?;
         }
-        Ok(())
+        let arrived = world.mbarriers.arrive(world.shared, address, ALL.count_ones(), &told, self.who(0));
+        arrived.map(|_| ()).map_err(|what| (None, what))
     }
 
     /// Gives where to wait if the phase has not ended.
