@@ -13,10 +13,12 @@ pub enum Operand {
     Number(u64),
 }
 
-/// A place in memory: a wide register, or none, and bytes beyond it.
+/// A place in memory: a register, or none, and bytes beyond it.
 #[derive(Clone, Copy, Debug)]
 pub struct Address {
     pub base: Operand,
+    /// Whether the register is a narrow one.
+    pub narrow: bool,
     pub offset: i64,
 }
 
@@ -287,8 +289,28 @@ pub enum Operation {
         read: Option<Operand>,
     },
     AwaitCopies,
-    Barrier,
+    /// Of so many threads, or of all of the block.
+    Barrier {
+        number: usize,
+        threads: Option<u32>,
+    },
     WarpBarrier,
+    /// Makes an mbarrier of so many arrivals.
+    BeginArrivals(Address, Operand),
+    /// Arrives at an mbarrier; may write a state.
+    Arrive(Option<Register>, Address),
+    /// Arrives at an mbarrier when the thread's copies have.
+    ArriveAfterCopies(Address),
+    /// Whether the phase of a parity has ended at an mbarrier.
+    AwaitPhase {
+        to: Register,
+        at: Address,
+        parity: Operand,
+    },
+    /// Gives a warpgroup more registers, or takes some.
+    SetRegisters,
+    /// A fence of which nothing here depends.
+    Nothing,
     Exchange {
         how: Exchange,
         to: Register,
@@ -322,13 +344,16 @@ pub enum Operation {
 }
 
 impl Operation {
-    /// Whether all threads of a warp have to do it together.
+    /// Whether all threads of a warp have to do it together: because PTX wants it, or because it is known of whole warps only.
     pub fn is_together(&self) -> bool {
         use Operation as O;
         matches!(
             self,
-            O::Barrier
+            O::Barrier { .. }
                 | O::WarpBarrier
+                | O::ArriveAfterCopies(_)
+                | O::AwaitPhase { .. }
+                | O::SetRegisters
                 | O::Exchange { .. }
                 | O::LoadMatrices { .. }
                 | O::TransposeMatrix(..)

@@ -6,11 +6,13 @@
 //! rounding is not defined (sums of the tensor cores, approximations), see [`numbers`] and [`matrix`].
 //!
 //! The threads of a warp go in step, those at the lowest line first; the warps of a block one after the other, each up to
-//! the next barrier. Every order that the rules of PTX allow gives the same result unless the kernel has a race, and races
-//! are looked for: see [`shared`] and [`memory`].
+//! where it has to wait for others. Every order that the rules of PTX allow gives the same result unless the kernel has a race, and races
+//! are looked for: see [`clock`], [`shared`] and [`memory`].
 
 mod arithmetic;
+mod arrivals;
 mod block;
+mod clock;
 mod instruction;
 mod matrix;
 mod memory;

@@ -3,11 +3,12 @@
 //! Every tensor has a range of addresses for itself, so that an access beyond it is one into nowhere, however far beyond.
 //! It begins at a multiple of what it has to be aligned to and of no more. What nobody wrote is not a number, in every
 //! type, and reading it is a fault. So is reading, or writing again, what another block of the same launch wrote, and what
-//! another thread of the same block wrote since the last barrier, but for writing the same; and writing to what a launch
-//! may only read.
+//! another thread of the same block wrote without an order ([`crate::clock`]), but for writing the same; and writing to what
+//! a launch may only read.
 //!
 //! Blocks of a launch may run on several processors: elements are atomic, and in no order.
 
+use crate::clock::Clock;
 use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 
 /// Addresses of a tensor are this number above its own, and below the next.
@@ -44,39 +45,34 @@ struct Stored {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place(usize);
 
-/// Who accesses: the block counted from 0, barriers it and the warp have passed, the thread.
-#[derive(Clone, Copy, Debug)]
-pub struct Who {
+/// Who accesses: the block counted from 0, the warp and when, the thread.
+#[derive(Clone, Copy)]
+pub struct Who<'a> {
     pub block: u32,
-    pub interval: u32,
-    pub step: u32,
+    pub clock: &'a Clock,
     pub thread: u32,
 }
 
-impl Who {
-    /// All of it in a word, neither [`NEVER`] nor [`BEFORE`]. What does not fit is left out, which in a very long kernel may
-    /// take one barrier for another.
+impl Who<'_> {
+    /// All of it in a word, neither [`NEVER`] nor [`BEFORE`].
     fn word(self) -> u64 {
-        let Who { block, interval, step, thread } = self;
-        let (block, interval) = (u64::from(block & 0xf_ffff) + 1, u64::from(interval & 0xffff));
-        block << 43 | interval << 27 | u64::from(step & 0xffff) << 11 | u64::from(thread)
+        (u64::from(self.block & 0xf_ffff) + 1) << 43 | u64::from(self.clock.now) << 11 | u64::from(self.thread)
     }
 
     /// Why an access of this one is in no order with that of another, if it is not.
     fn conflict(self, other: u64) -> Option<String> {
-        let own = self.word();
-        if own >> 43 != other >> 43 {
+        if self.word() >> 43 != other >> 43 {
             return Some(format!("block {} of the same launch wrote it", (other >> 43) - 1));
         }
-        let thread = other & 0x7ff;
-        let same_warp = thread / 32 == u64::from(self.thread) / 32;
-        match own >> 27 == other >> 27 && thread != u64::from(self.thread) {
-            true if !same_warp => Some(format!("thread {thread} wrote it since the last barrier")),
-            true if own >> 11 == other >> 11 => {
-                Some(format!("thread {thread} of the same warp wrote it since the last barrier of the warp"))
-            }
-            true | false => None,
+        let (thread, at) = (other & 0x7ff, (other >> 11) as u32);
+        let warp = thread as u32 / 32;
+        if thread == u64::from(self.thread) || at <= self.clock.seen[warp as usize] {
+            return None;
         }
+        Some(match warp == self.clock.warp {
+            false => format!("thread {thread} wrote it since the last barrier"),
+            true => format!("thread {thread} of the same warp wrote it since the last barrier of the warp"),
+        })
     }
 }
 

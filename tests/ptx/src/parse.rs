@@ -3,11 +3,11 @@
 //! Comes in: a module as LLVM prints it. Goes out: kernels, or which line was not understood. Nothing is guessed: every
 //! word of an opcode has to be known.
 
+mod names;
 mod products;
+mod waiting;
 
-use crate::instruction::{
-    Address, Binary, Compared, Exchange, Instruction, Logic, Operand, Operation, Register, Relation, Ternary,
-};
+use crate::instruction::{Binary, Compared, Exchange, Instruction, Logic, Operation, Register, Relation, Ternary};
 use crate::opcodes::{binary, bytes_of, comparison, space_of, special, unary, vector_of};
 use std::collections::HashMap;
 
@@ -62,13 +62,18 @@ impl Module {
         let mut lines = text.lines().enumerate().map(|(at, line)| (at + 1, line)).peekable();
         let mut header: Option<String> = None;
         while let Some((number, line)) = lines.next() {
-            let words = line.split("//").next().unwrap_or_default().trim();
+            let words = without_comment(line);
             if let Some(at) = words.find(".entry") {
                 header = Some(words[at..].to_owned());
             } else if words == "{" && header.is_some() {
-                let mut body = Vec::new();
+                let (mut body, mut depth) = (Vec::new(), 1);
                 for (_, line) in lines.by_ref() {
-                    if line == "}" {
+                    match without_comment(line) {
+                        "{" => depth += 1,
+                        "}" => depth -= 1,
+                        _ => {}
+                    }
+                    if depth == 0 {
                         break;
                     }
                     body.push(line);
@@ -87,6 +92,10 @@ impl Module {
     }
 }
 
+fn without_comment(line: &str) -> &str {
+    line.split("//").next().unwrap_or_default().trim()
+}
+
 fn kernel(header: &str, body: &[&str], first_line: usize) -> Result<Kernel, String> {
     let name = header.trim_start_matches(".entry").split('(').next().unwrap_or_default().trim().to_owned();
     let parameter = header.split('(').nth(1).and_then(|rest| rest.split(')').next()).unwrap_or_default();
@@ -100,10 +109,24 @@ fn kernel(header: &str, body: &[&str], first_line: usize) -> Result<Kernel, Stri
     let mut statement = String::new();
     let mut begun = first_line;
     for (at, line) in body.iter().enumerate() {
-        let line = line.split("//").next().unwrap_or_default().trim();
+        let line = without_comment(line);
         if let Some(label) = line.strip_suffix(':') {
-            reader.labels.insert(label.to_owned(), reader.code.len() as u32);
+            let before = reader.labels.insert(label.to_owned(), reader.code.len() as u32);
+            if before.is_some() {
+                return Err(format!("{name}: there are two labels `{label}`"));
+            }
             continue;
+        }
+        match line {
+            "{" if statement.is_empty() => {
+                reader.scopes.push(HashMap::new());
+                continue;
+            }
+            "}" if statement.is_empty() => {
+                reader.scopes.pop();
+                continue;
+            }
+            _ => {}
         }
         if statement.is_empty() {
             begun = first_line + at;
@@ -145,6 +168,10 @@ struct Reader {
     narrow: HashMap<String, Register>,
     wide: HashMap<String, Register>,
     predicates: HashMap<String, Register>,
+    /// Of each scope within the body: the names declared there, and under which they are in the files.
+    scopes: Vec<HashMap<String, String>>,
+    /// How many names were declared.
+    declared: usize,
     /// What the statement touches that is being read, and what those before it did.
     touches: Touched,
     touched: Vec<Touched>,
@@ -165,7 +192,10 @@ impl Reader {
     }
 
     fn statement(&mut self, text: &str, line: u32) -> Read<()> {
-        if text.starts_with(".reg") || text.starts_with(".pragma") {
+        if let Some(declared) = text.strip_prefix(".reg") {
+            return self.declare(declared.trim());
+        }
+        if text.starts_with(".pragma") {
             return Ok(());
         }
         let (guard, text) = match text.strip_prefix('@') {
@@ -285,7 +315,7 @@ impl Reader {
             // Also to what is known without data.
             ["mov", "pred"] => {
                 counted(2)?;
-                if x[1].starts_with("%p") {
+                if self.kind_of(x[1]) == Some("p") {
                     return Ok(Operation::MovePredicate(self.predicate(x[0])?, self.predicate(x[1])?));
                 }
                 let (to, a, b) = (self.predicate(x[0])?, self.operand(x[1])?, self.operand("0")?);
@@ -347,17 +377,6 @@ impl Reader {
                 vector_of(&words, from.len())?;
                 Ok(Operation::Store { space, bytes, to: self.address(x[0])?, from })
             }
-            ["cp", "async", "cg" | "ca", "shared", "global"] => {
-                let ([to, from, bytes] | [to, from, bytes, _]) = x[..] else {
-                    return Err("3 or 4 operands are expected".to_owned());
-                };
-                let bytes = bytes.parse().map_err(|_| "the number of bytes is no number")?;
-                let read = x.get(3).map(|read| self.operand(read)).transpose()?;
-                Ok(Operation::CopyAsync { to: self.address(to)?, from: self.address(from)?, bytes, read })
-            }
-            ["cp", "async", "wait_all"] => counted(0).map(|()| Operation::AwaitCopies),
-            ["bar", "sync"] if x == ["0"] => Ok(Operation::Barrier),
-            ["bar", "warp", "sync"] if x == ["-1"] => Ok(Operation::WarpBarrier),
             ["shfl", "sync", how, "b32"] if x.len() == 5 && x[4] == "-1" => {
                 let how = match how {
                     "bfly" => Exchange::Butterfly,
@@ -382,10 +401,8 @@ impl Reader {
                 counted(2)?;
                 Ok(Operation::TransposeMatrix(self.narrow(x[0])?, self.operand(x[1])?))
             }
-            ["fence", "proxy", "async"] | ["fence", "proxy", "async", "shared::cta"] => {
-                counted(0).map(|()| Operation::FenceProxy)
-            }
             ["mma" | "wgmma", ..] => self.product(opcode, &words, x),
+            ["bar" | "barrier" | "mbarrier" | "cp" | "fence" | "setmaxnreg", ..] => self.waiting(opcode, &words, x),
             ["ret"] | ["exit"] => counted(0).map(|()| Operation::Exit),
             _ => Err(format!("the instruction `{opcode}` is not known")),
         }
@@ -446,68 +463,6 @@ impl Reader {
             _ => return Err(format!("the conversion from {from_kind} to {kind} is not known")),
         })
     }
-
-    fn address(&mut self, text: &str) -> Read<Address> {
-        let inner = text.strip_prefix('[').and_then(|it| it.strip_suffix(']')).ok_or("an address is expected")?;
-        let (base, offset) = inner.split_once('+').unwrap_or((inner, "0"));
-        let offset = offset.parse().map_err(|_| format!("`{offset}` is no number"))?;
-        Ok(Address { base: self.wide_operand(base)?, offset })
-    }
-
-    fn numbered(file: &mut HashMap<String, Register>, name: &str) -> Register {
-        let next = file.len() as Register;
-        *file.entry(name.to_owned()).or_insert(next)
-    }
-
-    fn up_to_32_bits(&mut self, name: &str) -> Read<Register> {
-        match kind_of(name) {
-            Some("r" | "rs" | "f") => Ok(Reader::numbered(&mut self.narrow, name)),
-            _ => Err(format!("`{name}` is no register of up to 32 bits")),
-        }
-    }
-
-    /// A register that is written.
-    fn narrow(&mut self, name: &str) -> Read<Register> {
-        let register = self.up_to_32_bits(name)?;
-        self.touches.written.push(register);
-        Ok(register)
-    }
-
-    fn wide(&mut self, name: &str) -> Read<Register> {
-        match kind_of(name) {
-            Some("rd") => Ok(Reader::numbered(&mut self.wide, name)),
-            _ => Err(format!("`{name}` is no register of 64 bits")),
-        }
-    }
-
-    fn predicate(&mut self, name: &str) -> Read<Register> {
-        match kind_of(name) {
-            Some("p") => Ok(Reader::numbered(&mut self.predicates, name)),
-            _ => Err(format!("`{name}` is no predicate")),
-        }
-    }
-
-    fn operand(&mut self, text: &str) -> Read<Operand> {
-        if text.starts_with('%') {
-            let register = self.up_to_32_bits(text)?;
-            self.touches.read.push(register);
-            return Ok(Operand::Register(register));
-        }
-        number(text).map(|number| Operand::Number(number & 0xffff_ffff))
-    }
-
-    fn wide_operand(&mut self, text: &str) -> Read<Operand> {
-        if text.starts_with('%') {
-            return Ok(Operand::Register(self.wide(text)?));
-        }
-        if text == self.parameter {
-            return Ok(Operand::Number(PARAMETER_AT));
-        }
-        if text == "shared" {
-            return Ok(Operand::Number(SHARED_AT));
-        }
-        number(text).map(Operand::Number)
-    }
 }
 
 /// Operands between commas that stand in no brackets.
@@ -532,25 +487,4 @@ fn split(text: &str) -> Vec<String> {
 /// One name, or those in braces.
 fn listed(text: &str) -> Vec<&str> {
     text.trim_start_matches('{').trim_end_matches('}').split(',').collect()
-}
-
-/// `r` of `%r12`.
-fn kind_of(name: &str) -> Option<&str> {
-    let name = name.strip_prefix('%')?;
-    let letters = name.trim_end_matches(|letter: char| letter.is_ascii_digit());
-    (letters.len() < name.len()).then_some(letters)
-}
-
-fn number(text: &str) -> Read<u64> {
-    let wrong = |_| format!("`{text}` is neither a number nor anything else that is known");
-    if let Some(digits) = text.strip_prefix("0f") {
-        return u32::from_str_radix(digits, 16).map(u64::from).map_err(wrong);
-    }
-    if let Some(digits) = text.strip_prefix("0d").or(text.strip_prefix("0x")) {
-        return u64::from_str_radix(digits, 16).map_err(wrong);
-    }
-    if text.starts_with('-') {
-        return text.parse::<i64>().map(i64::cast_unsigned).map_err(wrong);
-    }
-    text.parse().map_err(wrong)
 }

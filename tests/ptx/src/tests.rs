@@ -1,5 +1,6 @@
 //! Kernels written by hand: that instructions do what PTX says, and that what is wrong is found.
 
+mod loaders;
 mod warpgroup;
 
 use crate::{Fault, Launch, Memory, Module, NOT_A_NUMBER, run};
@@ -150,7 +151,7 @@ fn threads_that_part_meet_again() {
     );
     assert!(some.contains("some went another way"), "{some}");
     let ended = fault("setp.lt.u32 %p1, %r1, 32;\n @%p1 bra $L1;\n bar.sync 0;\n$L1:", 64, 1);
-    assert!(ended.contains("others have ended"), "{ended}");
+    assert!(ended.contains("ended: warp 0; at barrier 0 of 64 threads: warp 1"), "{ended}");
 }
 
 #[test]

@@ -5,9 +5,12 @@
 //! groups wait, and not at the same one, that is a fault.
 
 mod access;
+mod arrivals;
 mod products;
 
 use crate::arithmetic::{Wide, binary, order, source, ternary, unary, wide_binary, wide_shift, wide_unary, zip};
+use crate::arrivals::Mbarriers;
+use crate::clock::Clock;
 use crate::instruction::{
     Address, Binary, Compared, Instruction, Logic, Operand, Operation, Register, Relation, Special,
 };
@@ -27,19 +30,27 @@ pub struct World<'a> {
     pub memory: &'a Memory,
     pub shared: &'a mut Shared,
     pub warpgroups: &'a mut Warpgroups,
+    pub mbarriers: &'a mut Mbarriers,
     pub parameter: &'a [u8],
     pub block: [u32; 3],
     pub blocks: [u32; 3],
     pub block_number: u32,
     pub threads: u32,
-    /// Barriers of the block so far, from 1.
-    pub interval: u32,
 }
 
 /// Why a warp stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stop {
-    Barrier,
+    /// It came to a barrier of so many threads.
+    Barrier {
+        number: usize,
+        threads: u32,
+    },
+    /// At an mbarrier the phase of a parity has not ended.
+    Phase {
+        address: u64,
+        odd: u32,
+    },
     Done,
 }
 
@@ -67,8 +78,7 @@ struct Arriving {
 
 pub struct Warp {
     number: u32,
-    /// Barriers of the warp so far.
-    step: u32,
+    pub clock: Clock,
     narrow: Vec<Narrow>,
     wide: Vec<Wide>,
     predicates: Vec<u32>,
@@ -81,6 +91,7 @@ pub struct Warp {
 enum Next {
     Further,
     To(u32, u32),
+    Stop(Stop),
     End(u32),
 }
 
@@ -96,7 +107,7 @@ impl Warp {
     pub fn new(number: u32, kernel: &Kernel) -> Warp {
         Warp {
             number,
-            step: 0,
+            clock: Clock::new(number),
             narrow: vec![[u32::MAX; 32]; kernel.narrow],
             wide: vec![[u64::MAX; 32]; kernel.wide],
             predicates: vec![0; kernel.predicates],
@@ -113,11 +124,16 @@ impl Warp {
         self.predicates.fill(0);
         self.copies.clear();
         self.products.reset();
-        self.step = 0;
+        self.clock = Clock::new(self.number);
         self.groups = vec![Group { at: 0, lanes: ALL, waits: false }];
     }
 
-    /// Runs until all threads stand at a barrier of the block, or are done.
+    /// The instruction that its first thread is at.
+    pub fn at(&self) -> u32 {
+        self.groups.first().map_or(0, |group| group.at)
+    }
+
+    /// Runs until all threads stand at a barrier of several warps, wait for a phase to end, or are done.
     pub fn run(&mut self, kernel: &Kernel, world: &mut World) -> Result<Stop, Wrong> {
         loop {
             let Some(first) = self.first() else {
@@ -160,18 +176,13 @@ impl Warp {
                 Some((predicate, true)) => lanes & self.predicates[predicate as usize],
                 Some((predicate, false)) => lanes & !self.predicates[predicate as usize],
             };
-            if instruction.operation.is_together() && active != ALL {
+            if instruction.operation.is_together() && active != ALL && active != 0 {
                 if active != lanes {
                     let what = "only some threads of a group are to do this".to_owned();
                     return Err(Wrong { at, lane: None, what });
                 }
                 self.groups[group] = Group { at, lanes, waits: true };
                 return Ok(None);
-            }
-            if let Operation::Barrier = instruction.operation {
-                self.step += 1;
-                self.groups[group] = Group { at: at + 1, lanes, waits: false };
-                return Ok(Some(Stop::Barrier));
             }
             if let Some(touched) = kernel.touched.get(at as usize)
                 && active != 0
@@ -186,6 +197,10 @@ impl Warp {
             };
             match next {
                 Next::Further => at += 1,
+                Next::Stop(stop) => {
+                    self.groups[group] = Group { at: at + 1, lanes, waits: false };
+                    return Ok(Some(stop));
+                }
                 Next::To(target, going) if going == lanes && alone => at = target,
                 Next::To(target, going) => {
                     self.groups.swap_remove(group);
@@ -252,16 +267,16 @@ impl Warp {
     }
 
     fn addresses(&self, address: Address) -> Wide {
-        self.read_wide(address.base).map(|base| base.wrapping_add_signed(address.offset))
+        let base = if address.narrow { self.read(address.base).map(u64::from) } else { self.read_wide(address.base) };
+        base.map(|base| base.wrapping_add_signed(address.offset))
     }
 
-    fn who(&self, world: &World, lane: usize) -> shared::Who {
-        shared::Who { interval: world.interval, step: self.step, warp: self.number, lane: lane as u32 }
+    fn who(&self, lane: usize) -> shared::Who<'_> {
+        shared::Who { clock: &self.clock, lane: lane as u32 }
     }
 
-    fn who_globally(&self, world: &World, lane: usize) -> memory::Who {
-        let thread = self.number * 32 + lane as u32;
-        memory::Who { block: world.block_number, interval: world.interval, step: self.step, thread }
+    fn who_globally(&self, world: &World, lane: usize) -> memory::Who<'_> {
+        memory::Who { block: world.block_number, clock: &self.clock, thread: self.number * 32 + lane as u32 }
     }
 
     /// Carries an instruction out for some threads; what is wrong is told with the thread.
@@ -451,16 +466,21 @@ impl Warp {
             O::Load { space, bytes, to, from } => self.load(*space, *bytes, to, *from, active, world)?,
             O::Store { space, bytes, to, from } => self.store(*space, *bytes, *to, from, active, world)?,
             O::CopyAsync { to, from, bytes, read } => self.copy_async(*to, *from, *bytes, *read, active, world)?,
-            O::AwaitCopies => {
-                let (number, step, interval) = (self.number, self.step, world.interval);
-                for copy in self.copies.extract_if(.., |copy| active >> copy.lane & 1 == 1) {
-                    let who = shared::Who { interval, step, warp: number, lane: copy.lane };
-                    let done = world.shared.end_copy(copy.to, copy.bytes, copy.value, who);
-                    done.map_err(|what| (Some(copy.lane), what))?;
+            O::AwaitCopies => self.await_copies(active, world)?,
+            O::Barrier { number, threads } => {
+                return Ok(Next::Stop(Stop::Barrier { number: *number, threads: threads.unwrap_or(world.threads) }));
+            }
+            O::WarpBarrier => self.clock.meet(),
+            O::BeginArrivals(at, count) => self.begin_arrivals(*at, *count, active, world)?,
+            O::Arrive(to, at) => self.arrive(*to, *at, active, world)?,
+            O::ArriveAfterCopies(at) => self.arrive_after_copies(*at, world)?,
+            O::AwaitPhase { to, at, parity } => {
+                if let Some(stop) = self.await_phase(*to, *at, *parity, world)? {
+                    return Ok(Next::Stop(stop));
                 }
             }
-            O::Barrier => {}
-            O::WarpBarrier => self.step += 1,
+            O::SetRegisters => self.step(instruction, [0; 3], world)?,
+            O::Nothing => {}
             O::Exchange { how, to, from, lane, clamp } => {
                 let (from, lane, clamp) = (self.read(*from), self.read(*lane), self.read(*clamp));
                 let value = std::array::from_fn(|at| from[source(*how, at as u32, lane[at], clamp[at]) as usize]);
@@ -478,7 +498,7 @@ impl Warp {
                     self.write(*to, active, value);
                 }
             }
-            O::FenceProxy => lanes(active).for_each(|lane| world.shared.fence(self.who(world, lane))),
+            O::FenceProxy => world.shared.fence(&mut self.clock, active),
             O::FenceProducts => self.fence_products(instruction, world)?,
             O::MultiplyAsync(product) => self.multiply_async(instruction, product, world)?,
             O::CommitProducts => self.commit_products(instruction, world)?,

@@ -54,7 +54,7 @@ pub struct Step {
     pub operands: [u64; 3],
 }
 
-/// What the warpgroups of a block did since the last barrier.
+/// What the warpgroups of a block did, as far as not all warps of each have done it.
 pub struct Warpgroups {
     steps: Vec<Vec<Step>>,
     /// How many steps each warp has done.
@@ -90,17 +90,26 @@ impl Warpgroups {
             Some(_) => {}
         }
         *done += 1;
+        let all = steps.len();
+        let group = (group * WARPS) as usize..((group + 1) * WARPS) as usize;
+        if self.done[group.clone()].iter().all(|done| *done == all) {
+            steps.clear();
+            self.done[group].fill(0);
+        }
         Ok(())
     }
 
-    /// At a barrier, and at the end: which warp did not do what its warpgroup did, and the line.
-    pub fn end_interval(&mut self) -> Result<(), (usize, u32)> {
-        for (warp, done) in self.done.iter().enumerate() {
-            if let Some(step) = self.steps[warp / WARPS as usize].get(*done) {
-                return Err((warp, step.line));
+    /// At a barrier of some warps, and at the end: which warp did not do what its warpgroup did, and the line.
+    pub fn meet(&self, warps: u32) -> Result<(), (usize, u32)> {
+        for (group, steps) in self.steps.iter().enumerate() {
+            let all = 0xf << (WARPS as usize * group);
+            let own = WARPS as usize * group..self.done.len().min(WARPS as usize * (group + 1));
+            for warp in own.filter(|_| warps & all == all) {
+                if let Some(step) = steps.get(self.done[warp]) {
+                    return Err((warp, step.line));
+                }
             }
         }
-        self.reset();
         Ok(())
     }
 }

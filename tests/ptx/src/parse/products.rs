@@ -72,7 +72,7 @@ impl Reader {
             false => Left::Shared { descriptor: self.wide_operand(x[1])?, transposed: flag(x[6])? },
         };
         let right: Operand = self.wide_operand(x[2])?;
-        let add = match x[3].starts_with('%') {
+        let add = match self.kind_of(x[3]).is_some() {
             true => Scale::If(self.predicate(x[3])?),
             false => Scale::Always(flag(x[3])?),
         };

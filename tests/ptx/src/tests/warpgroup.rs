@@ -23,10 +23,12 @@ struct Trial {
     right_transposed: bool,
     in_registers: bool,
     threads: u32,
+    /// Bytes of shared memory beyond the factors.
+    more: usize,
 }
 
 const TRIAL: Trial =
-    Trial { columns: 64, left_transposed: false, right_transposed: true, in_registers: false, threads: 128 };
+    Trial { columns: 64, left_transposed: false, right_transposed: true, in_registers: false, threads: 128, more: 0 };
 
 fn left(row: usize, k: usize) -> f32 {
     ((5 * row + 3 * k + row * k) % 13) as f32 - 6.0
@@ -137,7 +139,7 @@ impl Trial {
             kernel: module.kernel("kernel").expect("it is there"),
             blocks: [1; 3],
             threads: self.threads,
-            shared_bytes: self.shared_bytes() as u32,
+            shared_bytes: (self.shared_bytes() + self.more) as u32,
             unwritten: NOT_A_NUMBER,
             parameter: &parameter,
         };
@@ -214,7 +216,12 @@ fn what_a_product_reads_lies_before_a_fence_and_a_barrier() {
         trial.refused("bar.sync 0;", "", "wrote it since the last barrier");
         // Fences of others, too early or too late.
         let late = "bar.sync 0;\n fence.proxy.async.shared::cta;";
-        trial.refused("fence.proxy.async.shared::cta;\n bar.sync 0;", late, invisible);
+        trial.check(&trial.whole().replace("fence.proxy.async.shared::cta;\n bar.sync 0;", late), 10.0, 1.0);
+        // Past the barrier all warps that read have to fence.
+        let not_all = "setp.lt.u32 %p1, %r1, 96;\n bar.sync 0;\n @%p1 fence.proxy.async.shared::cta;";
+        trial.refused("fence.proxy.async.shared::cta;\n bar.sync 0;", not_all, invisible);
+        let before = "bar.sync 0;\n fence.proxy.async;\n st.shared.b32 [%rd6+2048], %r3;\n bar.sync 0;";
+        trial.refused("fence.proxy.async.shared::cta;\n bar.sync 0;", before, invisible);
         let own = "setp.lt.u32 %p1, %r1, 32;\n @!%p1 fence.proxy.async;\n bar.sync 0;\n @%p1 fence.proxy.async;";
         trial.refused("fence.proxy.async.shared::cta;\n bar.sync 0;", own, invisible);
         let some = "setp.ne.u32 %p1, %r1, 77;\n @%p1 fence.proxy.async.shared::cta;";
@@ -241,6 +248,85 @@ fn copies_are_fenced_off_after_they_arrived() {
     assert!(fault.contains("no fence.proxy.async made visible"), "{fault}");
     let fault = TRIAL.fault(&well.replace("cp.async.wait_all;", ""));
     assert!(fault.contains("a copy to it was not waited for"), "{fault}");
+}
+
+/// A warpgroup that multiplies and one that copies the factors to it, once.
+fn with_loaders() -> (Trial, String) {
+    let trial = Trial { threads: 256, more: 16, ..TRIAL };
+    let copy = |go: usize| format!("cp.async.cg.shared.global [%rd6+{0}], [%rd4+{0}], 16;\n", go * GO);
+    let copies = (0..trial.shared_bytes() / GO).map(copy).collect::<String>();
+    let (full, product) = (trial.shared_bytes(), trial.product("1, 1, 1"));
+    let body = format!(
+        "setp.ne.u32 %p1, %r1, 0;\n @%p1 bra $L1;\n mbarrier.init.shared.b64 [shared+{full}], 128;\n\
+         mbarrier.init.shared.b64 [shared+{free}], 128;\n$L1:\n bar.sync 0;\n \
+         setp.lt.u32 %p2, %r1, 128;\n @%p2 bra $L2;\n setmaxnreg.dec.sync.aligned.u32 24;\n {copies}\n\
+         cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%rd5+{full}];\n{{\n.reg .pred done;\nfree:\n\
+         mbarrier.try_wait.parity.shared::cta.b64 done, [%rd5+{free}], 0;\n@!done bra free;\n}}\n {copies} ret;\n$L2:\n \
+         setmaxnreg.inc.sync.aligned.u32 240;\n {}\n{{\n.reg .pred done;\nfull:\n\
+         mbarrier.try_wait.parity.shared::cta.b64 done, [%rd5+{full}], 0;\n@!done bra full;\n}}\n\
+         fence.proxy.async.shared::cta;\n wgmma.fence.sync.aligned;\n{product}\n{WAIT}\n\
+         mbarrier.arrive.shared.b64 _, [%rd5+{free}];\n {}",
+        trial.begin(),
+        trial.stores(),
+        free = full + 8
+    );
+    (trial, body)
+}
+
+#[test]
+fn what_loaders_copy_is_fenced_off_by_who_reads_it() {
+    let (trial, body) = with_loaders();
+    trial.check(&body, 10.0, 1.0);
+    let refused = |from: &str, to: &str, why: &str| {
+        assert!(body.contains(from), "{from}");
+        let fault = trial.fault(&body.replace(from, to));
+        assert!(fault.contains(why), "{fault}");
+    };
+    let invisible = "wgmma reads shared memory that no fence.proxy.async made visible: byte 0, which a copy of thread 0 of \
+                     warp 4 wrote";
+    let fence = "fence.proxy.async.shared::cta;\n";
+    refused(fence, "", invisible);
+    // All who read have to, after they waited.
+    refused(fence, "setp.lt.u32 %p3, %r1, 96;\n @%p3 fence.proxy.async;\n", invisible);
+    refused(fence, "setp.ne.u32 %p3, %r1, 77;\n @%p3 fence.proxy.async;\n", invisible);
+    let early = body.replace(fence, "").replace("$L2:", &format!("$L2:\n{fence}"));
+    assert!(trial.fault(&early).contains(invisible));
+    let unasked = early.replace("{\n.reg .pred done;\nfull:", "bra.uni $L3;\n{\n.reg .pred done;\nfull:");
+    let unasked = trial.fault(&unasked.replace(" wgmma.fence", "\n$L3:\n wgmma.fence"));
+    // Unwritten as yet: it is found where the copies are asked for.
+    assert!(unasked.contains("is written, and warp 0 read it since the last barrier"), "{unasked}");
+    // Loaders may, once their copies are there and before others know of it.
+    let noinc = format!("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%rd5+{}];", trial.shared_bytes());
+    let arrive = format!("mbarrier.arrive.shared.b64 _, [%rd5+{}];", trial.shared_bytes());
+    let by_loaders = body.replace(fence, "").replace(&noinc, &format!("cp.async.wait_all;\n {fence} {arrive}"));
+    trial.check(&by_loaders, 10.0, 1.0);
+    let too_early =
+        by_loaders.replace(&format!("cp.async.wait_all;\n {fence}"), &format!("{fence} cp.async.wait_all;\n"));
+    assert!(trial.fault(&too_early).contains("no fence.proxy.async made visible"));
+    let too_late = by_loaders.replace(&format!("{fence} {arrive}"), &format!("{arrive}\n {fence}"));
+    assert!(trial.fault(&too_late).contains("no fence.proxy.async made visible"));
+    let of_none = body.replace(fence, "").replace(&noinc, &format!("{fence} {noinc}\n {fence}"));
+    assert!(trial.fault(&of_none).contains(invisible));
+}
+
+#[test]
+fn loaders_wait_for_products() {
+    let (trial, body) = with_loaders();
+    let free = format!("mbarrier.arrive.shared.b64 _, [%rd5+{}];", trial.shared_bytes() + 8);
+    let early = body.replace(&free, "").replace(WAIT, &format!("{free}\n{WAIT}"));
+    let fault = trial.fault(&early);
+    assert!(fault.contains("is written, and warp 0 read it since the last barrier"), "{fault}");
+    // Where others stand before they wait for it, and where it stands in the text is not all.
+    let stands = early.replace(&format!("{free}\n"), &format!("{free}\n bar.sync 1, 128;\n"));
+    let fault = trial.fault(&stands);
+    assert!(fault.contains("while a wgmma that was not waited for read it"), "{fault}");
+    let some = body.replace(
+        "setmaxnreg.inc.sync.aligned.u32 240;",
+        "setp.lt.u32 %p3, %r1, 32;\n @%p3 bra $L3;\n \
+        setmaxnreg.inc.sync.aligned.u32 240;\n$L3:",
+    );
+    let fault = trial.fault(&some);
+    assert!(fault.contains("another warp of the warpgroup is at line"), "{fault}");
 }
 
 #[test]

@@ -26,7 +26,7 @@ impl Warp {
             let mut value = match space {
                 Space::Parameter => parameter(world.parameter, address, all),
                 Space::Shared => {
-                    let who = self.who(world, lane);
+                    let who = self.who(lane);
                     world.shared.read(address, all, who, false)
                 }
                 Space::Global => world.memory.read(address, all as u64, self.who_globally(world, lane)),
@@ -69,7 +69,7 @@ impl Warp {
             match space {
                 Space::Parameter => Err("a parameter is written".to_owned()),
                 Space::Shared => {
-                    let who = self.who(world, lane);
+                    let who = self.who(lane);
                     world.shared.write(addresses[lane], all, value, who)
                 }
                 Space::Global => world.memory.write(addresses[lane], all as u64, value, self.who_globally(world, lane)),
@@ -91,7 +91,7 @@ impl Warp {
         let (to, from) = (self.addresses(to), self.addresses(from));
         let read = read.map_or([bytes; 32], |read| self.read(read));
         for lane in lanes(active) {
-            let who = self.who(world, lane);
+            let who = self.who(lane);
             let copied = world.shared.begin_copy(to[lane], bytes as usize, who).and_then(|()| match read[lane] {
                 0 => Ok(0),
                 all if all == bytes => world.memory.read(from[lane], u64::from(bytes), self.who_globally(world, lane)),
@@ -114,7 +114,7 @@ impl Warp {
         for (at, register) in to.iter().enumerate() {
             let mut rows = [[0; 8]; 8];
             for (lane, row) in (8 * at..).zip(&mut rows) {
-                let who = self.who(world, lane);
+                let who = self.who(lane);
                 let read = world.shared.read(addresses[lane], 16, who, true);
                 let bytes = read.map_err(|what| (Some(lane as u32), what))?;
                 *row = std::array::from_fn(|column| (bytes >> (16 * column)) as u16);

@@ -5,6 +5,7 @@
 //! before it on. Every warp counts as reading both factors whole.
 
 use super::{ALL, Warp, World};
+use crate::clock::Seen;
 use crate::instruction::{AsyncProduct, Instruction, Left, Operation, Register, Scale};
 use crate::matrix::{Narrow, hand_out, multiply};
 use crate::parse::Touched;
@@ -20,8 +21,8 @@ struct Product {
     sums: Vec<Register>,
     factors: Vec<Register>,
     tiles: Vec<Tile>,
-    /// Barriers of the block before it.
-    since: u32,
+    /// What the warp had seen when it asked for it.
+    since: Seen,
 }
 
 /// What a register was used for.
@@ -130,15 +131,15 @@ impl Products {
 }
 
 /// The same value of all threads.
-fn common<T: Copy + PartialEq>(values: &[T; 32]) -> Result<T, Wrong> {
+pub(super) fn common<T: Copy + PartialEq>(values: &[T; 32], what: &str) -> Result<T, Wrong> {
     match values.iter().position(|value| *value != values[0]) {
         None => Ok(values[0]),
-        Some(lane) => Err((Some(lane as u32), "the threads of a warp have different descriptors".to_owned())),
+        Some(lane) => Err((Some(lane as u32), format!("the threads of a warp have different {what}"))),
     }
 }
 
 impl Warp {
-    fn step(&self, instruction: &Instruction, operands: [u64; 3], world: &mut World) -> Result<(), Wrong> {
+    pub(super) fn step(&self, instruction: &Instruction, operands: [u64; 3], world: &mut World) -> Result<(), Wrong> {
         let step = Step { line: instruction.line, operands };
         world.warpgroups.step(self.number, step).map_err(|what| (None, what))
     }
@@ -163,11 +164,11 @@ impl Warp {
         world: &mut World,
     ) -> Result<(), Wrong> {
         self.step(instruction, [0; 3], world)?;
-        let who = self.who(world, 0);
+        let who = Who { clock: &self.clock, lane: 0 };
         while self.products.committed.len() > left {
             for product in self.products.committed.pop_front().unwrap_or_default() {
                 for row in product.tiles.iter().flat_map(|tile| tile.rows()) {
-                    world.shared.end_product(row, product.since, who).map_err(|what| (None, what))?;
+                    world.shared.end_product(row, &product.since, who).map_err(|what| (None, what))?;
                 }
                 self.products.give_back(&product);
             }
@@ -191,16 +192,16 @@ impl Warp {
                 _ => return Err(wrong("some threads add the product, and some do not".to_owned())),
             },
         };
-        let right = common(&self.read_wide(*right))?;
+        let right = common(&self.read_wide(*right), "descriptors")?;
         let (left_descriptor, registers) = match left {
             Left::Registers(registers) => (None, &registers[..]),
-            Left::Shared { descriptor, .. } => (Some(common(&self.read_wide(*descriptor))?), &[][..]),
+            Left::Shared { descriptor, .. } => (Some(common(&self.read_wide(*descriptor), "descriptors")?), &[][..]),
         };
         self.step(instruction, [left_descriptor.unwrap_or(0), right, u64::from(add)], world)?;
         self.products.take(d, registers).map_err(wrong)?;
         let right = Tile::new(right, 2 * d.len()).map_err(wrong)?;
         let mut tiles = vec![right];
-        let who = self.who(world, 0);
+        let who = self.who(0);
         let mut a = match left {
             Left::Registers(registers) => registers.map(|register| self.narrow[register as usize]),
             Left::Shared { transposed, .. } => {
@@ -227,7 +228,7 @@ impl Warp {
             }
         }
         let (sums, factors) = (d.clone(), registers.to_vec());
-        self.products.asked.push(Product { sums, factors, tiles, since: world.interval });
+        self.products.asked.push(Product { sums, factors, tiles, since: self.clock.seen });
         Ok(())
     }
 }
