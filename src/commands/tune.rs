@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use chunkwise_abi::DType;
 use chunkwise_compiler::schedule::cost::Load;
-use chunkwise_compiler::schedule::{SPANS, Schedule, Stages};
+use chunkwise_compiler::schedule::{Products, SPANS, Schedule, Stages};
 use serde_json::{Value, json};
 
 use crate::failure::Failure;
@@ -161,6 +161,12 @@ fn schedules(arguments: &Arguments) -> Vec<Option<Schedule>> {
         }
     }
     if arguments.dtype == Precision::Bf16 {
+        // Warp groups multiply chunks of 64 tokens and more.
+        for chunk in arguments.chunks.iter().filter(|chunk| usize::from(**chunk) >= 64) {
+            let usual = Schedule { states: DType::BF16, operands: DType::BF16, ..Schedule::of(Stages::Fused) };
+            let chunk = Some(usize::from(*chunk));
+            schedules.push(Some(Schedule { chunk, products: Products::Warpgroup, ..usual }));
+        }
         // Spans of the sequence beside each other: as many as make about a block for each multiprocessor, and twice that.
         let heads = arguments.batch as u64 * arguments.heads as u64;
         for chunk in &arguments.chunks {

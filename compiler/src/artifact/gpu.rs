@@ -17,7 +17,7 @@ use crate::lower::scan_to_nvvm;
 use crate::lower::tile_to_nvvm::{self, Entry, Products};
 use crate::pipeline;
 use crate::schedule::cost::{Gpu, Load};
-use crate::schedule::{PARTS, Schedule, Stages, choose_for};
+use crate::schedule::{self, PARTS, Schedule, Stages, choose_for};
 use crate::target::nvptx::{self, Family};
 use crate::tile::arguments::share_arguments;
 use crate::tile::ir::Arg;
@@ -101,6 +101,18 @@ fn lowered_for_gpu(
         return Err(CompileError::Limit {
             what: format!("no spans that go side by side in {} for tensors of {}", request.form.name(), dtype.name()),
             instead: "take bf16 and the chunkwise form, or a schedule without `spans`".to_owned(),
+            span: None,
+        });
+    }
+    if schedule.products == schedule::Products::Warpgroup && !(in_registers && family.warpgroups) {
+        return Err(CompileError::Limit {
+            what: format!(
+                "no products of warp groups in {} for tensors of {} on {}",
+                request.form.name(),
+                dtype.name(),
+                family.name
+            ),
+            instead: "take bf16, the chunkwise form and `sm_90a`, or a schedule without `products`".to_owned(),
             span: None,
         });
     }
@@ -325,6 +337,13 @@ fn entries_in_registers(
                 made = graph_to_nvvm::entry(&stage.graph, &args, &symbol, &own);
             }
         }
+        // Few warps wait better for themselves beside others; where there is room for one block only, it has more.
+        let few = schedule.threads.is_none() && 32 * own.warps < USUAL_THREADS;
+        let alone = made.as_ref().is_ok_and(|entry| entry.launch.resident == 1);
+        if few && alone && graph_has_chunks_alone(&stage.graph) {
+            let more = graph_to_nvvm::Options { warps: USUAL_THREADS / 32, resident: 1, ..own };
+            made = graph_to_nvvm::entry(&stage.graph, &args, &symbol, &more).or(made);
+        }
         match made {
             Ok(entry) => entries.push(entry),
             Err(Refusal::Bug(message)) => {
@@ -335,6 +354,14 @@ fn entries_in_registers(
         }
     }
     Ok(Some(entries))
+}
+
+/// Threads a block when nobody asks.
+const USUAL_THREADS: usize = 256;
+
+/// Whether each chunk of a stage is a block's, since none waits for another.
+fn graph_has_chunks_alone(graph: &Graph) -> bool {
+    graph.carries.is_empty()
 }
 
 /// How a stage is laid out whose values stay in registers.
@@ -355,7 +382,7 @@ fn register_options(
     // An inverse waits for itself more than it computes: small blocks, several beside each other.
     let inverse = graph.nodes.iter().any(|node| matches!(node.op, Op::Inverse(_)));
     let waits = stage.name == "prepare" && inverse;
-    let threads = schedule.threads.unwrap_or(if narrow || waits { 128 } else { 256 });
+    let threads = schedule.threads.unwrap_or(if narrow || waits { 128 } else { USUAL_THREADS });
     let resident = match (waits, threads) {
         (true, ..=128) if graph.rows() <= 32 => 3,
         (true, ..=128) => 2,
@@ -368,10 +395,10 @@ fn register_options(
         parts,
         ahead: true,
         whole_operands: true,
-        warpgroups: family.warpgroups && std::env::var_os("XWARPS").is_none(),
+        warpgroups: schedule.products == schedule::Products::Warpgroup,
         exact_edits: schedule.operands == DType::F32 && direction != Direction::Backward,
         store_matrices: family.warpgroups,
-        loaders: family.warpgroups && threads == 256 && resident == 1 && std::env::var_os("XLOAD").is_none(),
+        loaders: family.warpgroups && threads == 256 && resident == 1,
         resident,
     }
 }

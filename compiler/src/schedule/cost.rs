@@ -24,24 +24,42 @@ pub struct Gpu {
     pub turn: f64,
     /// Seconds from one kernel to the next.
     pub launch: f64,
+    /// Warp groups can multiply.
+    pub warpgroups: bool,
 }
 
 impl Gpu {
     /// An H200.
-    pub const H200: Gpu =
-        Gpu { multiprocessors: 132, bytes: 4.3e12, tensor: 3.9e14, vector: 3.0e13, turn: 0.15e-6, launch: 3e-6 };
+    pub const H200: Gpu = Gpu {
+        multiprocessors: 132,
+        bytes: 4.3e12,
+        tensor: 3.9e14,
+        vector: 3.0e13,
+        turn: 0.15e-6,
+        launch: 3e-6,
+        warpgroups: true,
+    };
     /// One that is known by its compute capability and the number of its multiprocessors: as fast for each of these as
     /// the one of its generation above or below.
     pub fn of(capability: (u32, u32), multiprocessors: usize) -> Gpu {
         let like = if capability >= (9, 0) { Gpu::H200 } else { Gpu::A100 };
         let times = multiprocessors.max(1) as f64 / like.multiprocessors as f64;
         let (bytes, tensor, vector) = (like.bytes * times, like.tensor * times, like.vector * times);
-        Gpu { multiprocessors: multiprocessors.max(1), bytes, tensor, vector, ..like }
+        // Only compute capability 9.0 has them, no later one.
+        let warpgroups = capability == (9, 0);
+        Gpu { multiprocessors: multiprocessors.max(1), bytes, tensor, vector, warpgroups, ..like }
     }
 
     /// An A100 of 80 GB.
-    pub const A100: Gpu =
-        Gpu { multiprocessors: 108, bytes: 1.8e12, tensor: 1.5e14, vector: 0.9e13, turn: 0.2e-6, launch: 3e-6 };
+    pub const A100: Gpu = Gpu {
+        multiprocessors: 108,
+        bytes: 1.8e12,
+        tensor: 1.5e14,
+        vector: 0.9e13,
+        turn: 0.2e-6,
+        launch: 3e-6,
+        warpgroups: false,
+    };
 }
 
 /// How much there is to do.

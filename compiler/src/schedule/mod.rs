@@ -8,7 +8,7 @@
 //! schedule = stages ("," setting)*
 //! stages   = "fused" | "prepare + pass" | "pass + outputs" | "prepare + pass + outputs"
 //! setting  = "chunk" integer | "threads" integer | "parts" integer | "spans" integer | "forward" stages
-//!          | ("states" | "operands") ("f32" | "bf16" | "f16")
+//!          | ("states" | "operands") ("f32" | "bf16" | "f16") | "products" ("warp" | "warpgroup")
 //! ```
 //! as in `prepare + pass + outputs, chunk 64, threads 256, operands bf16`. What is not said is left to the compiler.
 
@@ -37,7 +37,7 @@ pub const SPANS: std::ops::RangeInclusive<usize> = 1..=4096;
 pub struct Schedule {
     /// Which kernels a direction becomes.
     pub stages: Stages,
-    /// The same for a forward after which there is no backward; none if it is no other.
+    /// The same for a forward; none if it is no other.
     pub forward: Option<Stages>,
     /// Tokens a chunk; none leaves it to the compiler.
     pub chunk: Option<usize>,
@@ -54,6 +54,17 @@ pub struct Schedule {
     /// Type of what one kernel hands to a later one that only multiplies it on the tensor cores. Where these round their
     /// operands to this type, or to one with fewer digits, nothing is lost by it.
     pub operands: DType,
+    /// Who multiplies matrices of bfloat16 together.
+    pub products: Products,
+}
+
+/// Threads that compute a product of matrices together, where values stay in registers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Products {
+    /// The warps of a block, each for itself: `mma.sync`.
+    Warp,
+    /// Four warps, in chunks of 64 tokens and more, of GPUs that can: `wgmma`.
+    Warpgroup,
 }
 
 impl Schedule {
@@ -68,6 +79,7 @@ impl Schedule {
             spans: None,
             states: DType::F32,
             operands: DType::F32,
+            products: Products::Warp,
         }
     }
 }
@@ -76,8 +88,8 @@ impl Schedule {
     /// The same for one direction, with the kernels that it becomes.
     pub fn of_direction(&self, direction: Direction) -> Schedule {
         let stages = match direction {
-            Direction::Forward => self.forward.unwrap_or(self.stages),
-            Direction::ForwardSaving | Direction::Backward => self.stages,
+            Direction::Forward | Direction::ForwardSaving => self.forward.unwrap_or(self.stages),
+            Direction::Backward => self.stages,
         };
         Schedule { stages, ..*self }
     }
@@ -157,6 +169,10 @@ impl fmt::Display for Schedule {
                 DType::BF16 | DType::F16 => write!(f, ", {name} {}", dtype.name())?,
             }
         }
+        match self.products {
+            Products::Warp => {}
+            Products::Warpgroup => f.write_str(", products warpgroup")?,
+        }
         Ok(())
     }
 }
@@ -187,46 +203,55 @@ pub fn choose_for(
     Ok(Schedule::of(Stages::ALL[best]))
 }
 
-/// Where values stay in registers, as measured on an H200 (the table is in the book). With enough heads a block for each
-/// is faster than anything that writes states and reads them again; but the backward of a decay inside a sum has more to
-/// do that knows no state than one block a head can, and a step that waits for its own triangular system is better short.
-/// With fewer heads, spans of the sequence beside each other, as many as there are multiprocessors for; or, where states
-/// do not allow it or sequences are short, parts of each head.
+/// Where values stay in registers, as measured on an H200 (the tables are in the book). With enough heads a block for each
+/// is faster than anything that writes states and reads them again; but a system is solved before, where nothing waits for a
+/// state, and the backward of a decay inside a sum has more to do that knows no state than one block a head can. With fewer
+/// heads, spans of the sequence beside each other, as many as there are multiprocessors for; or, where states do not allow
+/// it or sequences are short, parts of each head.
 fn in_registers(graphs: &[&Graph], gpu: &cost::Gpu, load: &cost::Load) -> Schedule {
     let any = |wanted: fn(&Op) -> bool| graphs.iter().any(|graph| graph.nodes.iter().any(|node| wanted(&node.op)));
     let inside = any(|op| matches!(op, Op::Gated { .. }));
     let solves = any(|op| matches!(op, Op::Solve(_)));
+    let edits = graphs.iter().map(|graph| edits_of(graph)).max().unwrap_or(0);
     let gradients = graphs.iter().any(|graph| graph.reverse);
     let usual = |stages| Schedule { states: DType::BF16, operands: DType::BF16, ..Schedule::of(stages) };
     let chunk = (inside || solves).then_some(32);
-    // Systems are solved once, and two blocks at a time wait for each other's steps.
-    let solved_first = {
-        let prepared = Schedule { forward: Some(Stages::PreparePass), ..usual(Stages::PreparePass) };
-        Schedule { chunk, parts: Some(2), threads: Some(128), ..prepared }
+    // Systems are solved once, before anything waits for a state.
+    let forward = Some(if solves { Stages::PreparePass } else { Stages::Fused });
+    // Of one edit a token, gradients of what solves are computed without states too, unless nothing decays: then there are few.
+    let decays = any(|op| matches!(op, Op::Segment { gates, .. } if !gates.events.is_empty()));
+    let backward = match (inside, solves && edits == 1) {
+        (true, _) => Stages::PreparePass,
+        (false, true) if decays => Stages::PreparePass,
+        (false, _) => Stages::Fused,
     };
-    let many = match (solves && !inside && !gradients, inside) {
-        (true, _) => solved_first,
-        (false, true) => Schedule { chunk, forward: Some(Stages::Fused), parts: Some(1), ..usual(Stages::PreparePass) },
-        (false, false) => Schedule { chunk, forward: Some(Stages::Fused), parts: Some(1), ..usual(Stages::Fused) },
-    };
+    // Several edits a token make so many rows that warp groups multiply in short chunks.
+    let products = if gpu.warpgroups && edits > 1 && !gradients { Products::Warpgroup } else { Products::Warp };
+    let many = Schedule { chunk, forward, parts: Some(1), products, ..usual(backward) };
     if 4 * load.items >= 3 * gpu.multiprocessors {
         return many;
     }
     let spans = (gpu.multiprocessors / load.items.max(1)).max(1);
     let steps = load.tokens / (spans * chunk.unwrap_or(64));
-    // Where systems are solved, spans have every step computed three times over: few of them are no gain to gradients.
-    let worth = !(solves && gradients && !inside && spans < 8);
+    // Where systems are solved, spans have every step computed three times over: of several edits a token, few of them are
+    // no gain to gradients.
+    let worth = !(edits > 1 && gradients && spans < 8);
     if worth && steps >= SHORTEST_SPAN && graphs.iter().all(|graph| can_be_in_spans(graph)) {
-        let spans = Some(steps.min(*SPANS.end()));
-        return match (solves, gradients) {
-            (true, false) => Schedule { spans, ..solved_first },
-            (true, true) if !inside => Schedule { chunk, parts: Some(2), spans, ..usual(Stages::PreparePass) },
-            (_, _) => Schedule { spans, ..many },
-        };
+        let stages = if solves && edits == 1 { Stages::PreparePass } else { many.stages };
+        return Schedule { stages, spans: Some(steps.min(*SPANS.end())), ..many };
     }
     let fits = |parts: &usize| parts.is_power_of_two() && load.items * parts <= gpu.multiprocessors;
     let parts = (1..=*PARTS.end()).rev().find(fits).unwrap_or(1);
     Schedule { parts: Some(parts), chunk: inside.then_some(32), ..usual(Stages::PreparePassOutputs) }
+}
+
+/// Edits of a token that wait for each other.
+fn edits_of(graph: &Graph) -> usize {
+    let slots = graph.nodes.iter().map(|node| match &node.op {
+        Op::Solve(solve) => graph.dim(solve.slot).size,
+        _ => 0,
+    });
+    slots.max().unwrap_or(0)
 }
 
 /// Chunks of a span below which finding the states at its start costs more than it saves.
@@ -273,9 +298,20 @@ impl FromStr for Schedule {
                 "spans" => schedule.spans = Some(number(name, value, &SPANS)?),
                 "states" => schedule.states = dtype(name, value)?,
                 "operands" => schedule.operands = dtype(name, value)?,
+                "products" => {
+                    schedule.products = match value {
+                        "warp" => Products::Warp,
+                        "warpgroup" => Products::Warpgroup,
+                        _ => {
+                            return Err(ScheduleError(format!(
+                                "`{part}`: write `products warp` or `products warpgroup`"
+                            )));
+                        }
+                    }
+                }
                 _ => {
                     return Err(ScheduleError(format!(
-                        "`{part}` is no setting; write `chunk 64`, `threads 256`, `parts 2`, `spans 32`, `forward fused`, `states bf16` or `operands bf16`"
+                        "`{part}` is no setting; write `chunk 64`, `threads 256`, `parts 2`, `spans 32`, `forward fused`, `states bf16`, `operands bf16` or `products warpgroup`"
                     )));
                 }
             }

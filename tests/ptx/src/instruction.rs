@@ -323,6 +323,10 @@ pub enum Operation {
         to: Vec<Register>,
         from: Address,
     },
+    StoreMatrices {
+        to: Address,
+        from: Vec<Operand>,
+    },
     TransposeMatrix(Register, Operand),
     Multiply {
         factors: Factors,
@@ -356,6 +360,7 @@ impl Operation {
                 | O::SetRegisters
                 | O::Exchange { .. }
                 | O::LoadMatrices { .. }
+                | O::StoreMatrices { .. }
                 | O::TransposeMatrix(..)
                 | O::Multiply { .. }
                 | O::FenceProducts

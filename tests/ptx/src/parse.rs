@@ -397,6 +397,14 @@ impl Reader {
                 }
                 Ok(Operation::LoadMatrices { transposed: words.len() == 8, to, from: self.address(x[1])? })
             }
+            ["stmatrix", "sync", "aligned", "m8n8", count, "shared", "b16"] => {
+                counted(2)?;
+                let from = listed(x[1]).iter().map(|name| self.operand(name)).collect::<Read<Vec<_>>>()?;
+                if format!("x{}", from.len()) != count {
+                    return Err("as many registers are expected as matrices".to_owned());
+                }
+                Ok(Operation::StoreMatrices { to: self.address(x[0])?, from })
+            }
             ["movmatrix", "sync", "aligned", "m8n8", "trans", "b16"] => {
                 counted(2)?;
                 Ok(Operation::TransposeMatrix(self.narrow(x[0])?, self.operand(x[1])?))

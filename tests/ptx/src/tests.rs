@@ -191,6 +191,11 @@ fn matrices_lie_as_ptx_says() {
         assert_eq!(across[lane as usize], (8 * pair + at) | (8 * (pair + 1) + at) << 16);
     }
     assert_eq!(moved, across);
+    let stored = computed(&format!(
+        "{written} ldmatrix.sync.aligned.m8n8.x1.trans.shared.b16 {{%r8}}, [%rd8];\n bar.sync 0;\n \
+         stmatrix.sync.aligned.m8n8.x1.shared.b16 [%rd8], {{%r8}};\n bar.sync 0;\n ld.shared.b32 %r9, [%rd6];"
+    ));
+    assert_eq!(stored, across);
     // In a product of ones, every sum is what is added up: 16 ones and what was there.
     let product = "mov.b32 %r3, 1065369472;\n mov.b32 %r4, 0f40000000;\n \
                    mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32\n {%r9, %r5, %r6, %r7},\n \

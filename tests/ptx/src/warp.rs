@@ -487,6 +487,7 @@ impl Warp {
                 self.write(*to, active, &value);
             }
             O::LoadMatrices { transposed, to, from } => self.load_matrices(*transposed, to, *from, world)?,
+            O::StoreMatrices { to, from } => self.store_matrices(*to, from, world)?,
             O::TransposeMatrix(to, from) => {
                 let value = transpose(&self.read(*from));
                 self.write(*to, active, &value);

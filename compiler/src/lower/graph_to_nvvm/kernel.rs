@@ -2,7 +2,7 @@
 //!
 //! Comes in: a graph. Goes out: the text of its entry, taking a parameter as [`chunkwise_abi::gpu`] says.
 
-use super::aside::Lives;
+use super::aside::{Lives, MOST};
 use super::block::Block;
 use super::loaders::{self, LOADERS};
 use super::memory::{Layout, Memory, Touch};
@@ -25,7 +25,7 @@ const ATTEMPTS: usize = 16;
 const OF_A_BLOCK: usize = 1024;
 
 /// Registers that may be lacking, by the estimate, for a second block: the assembler finds some, and a few words more to
-/// memory cost less than half of the multiprocessor standing still.
+/// memory cost less than half of the multiprocessor standing still. A third is not worth any.
 const TOLERATED: usize = 48;
 
 /// The entry of one kernel.
@@ -80,9 +80,15 @@ pub fn lower(
         let Plan { aside, layout, resident } = plan(&memory, &lives, grid, options, &mut write)?;
         let shared_bytes = layout.bytes;
         let (_, entry) = write(&aside, Some(layout))?;
-        let loaders = options.loaders && options.ahead && !matches!(grid, Grid::Chunk { .. });
-        let launch = match loaders {
-            false => Launch { threads: 32 * options.warps, resident, registers: None, shared_bytes, workspace_bytes: 0, grid },
+        let launch = match has_loaders(options, grid) {
+            false => Launch {
+                threads: 32 * options.warps,
+                resident,
+                registers: None,
+                shared_bytes,
+                workspace_bytes: 0,
+                grid,
+            },
             true => {
                 let (threads, registers) = (32 * options.warps + LOADERS, Some(loaders::AT_FIRST));
                 Launch { threads, resident: 0, registers, shared_bytes, workspace_bytes: 0, grid }
@@ -91,6 +97,11 @@ pub fn lower(
         return Ok((entry, launch));
     }
     Err(Refusal::unsupported("so many values that threads ask each other for"))
+}
+
+/// Whether warps of its own copy what a kernel reads.
+fn has_loaders(options: &Options, grid: Grid) -> bool {
+    options.loaders && options.ahead && !matches!(grid, Grid::Chunk { .. })
 }
 
 /// Writes a kernel with values aside and its regions in their places; where they would lie, and its text.
@@ -105,26 +116,25 @@ struct Plan {
     resident: usize,
 }
 
-/// Two blocks a multiprocessor where they do not wait for each other and registers and shared memory last for it, since
-/// one alone waits at every barrier; else as many as are asked for. As much lies aside as is needed and has room.
+/// As many blocks a multiprocessor as are asked for and shared memory and registers last for, and one more where they do
+/// not wait for each other, since one alone waits at every barrier. As much lies aside as is needed and has room
+/// beside the other blocks.
 fn plan(memory: &Memory, lives: &Lives, grid: Grid, options: &Options, write: &mut Write) -> Result<Plan, Refusal> {
     let layout = memory.place();
     if layout.bytes > options.shared_limit {
         return Err(Refusal::Room(layout.bytes));
     }
-    let asked = options.resident;
-    let more = matches!(grid, Grid::Chunk { .. }).then_some(asked + 1);
-    for resident in more.into_iter().chain([asked]) {
-        let limit = match resident > asked {
-            true => (options.shared_limit + OF_A_BLOCK) / resident - OF_A_BLOCK,
-            false => options.shared_limit,
-        };
+    let asked = options.resident.max(1);
+    let most = if matches!(grid, Grid::Chunk { .. }) { asked + 1 } else { asked };
+    for resident in (1..=most).rev() {
+        let limit = (options.shared_limit + OF_A_BLOCK) / resident - OF_A_BLOCK;
         if layout.bytes > limit {
             continue;
         }
         let left = memory.needed().into_iter().map(|bytes| limit.saturating_sub(bytes)).collect();
-        let (mut aside, beyond) = lives.to_put_aside(32 * options.warps, resident, left);
-        if resident > asked && beyond > TOLERATED {
+        let (mut aside, lacking) = lives.to_put_aside(32 * options.warps, resident, MOST, left);
+        let tolerated = if resident == 2 { TOLERATED } else { 0 };
+        if resident > 1 && lacking > tolerated {
             continue;
         }
         let mut layout = layout.clone();
@@ -267,7 +277,9 @@ impl Block<'_> {
             Vec::new()
         };
         self.arrived(&staged);
-        self.products = (0..graph.nodes.len()).filter(|n| self.is_product(NodeId(u32::try_from(*n).expect("ids have 32 bits")))).count();
+        self.products = (0..graph.nodes.len())
+            .filter(|n| self.is_product(NodeId(u32::try_from(*n).expect("ids have 32 bits"))))
+            .count();
         for carry in &graph.carries {
             self.take_carry(carry)?;
         }

@@ -17,6 +17,7 @@
 
 mod aside;
 mod block;
+mod copy;
 mod eval;
 mod gated;
 mod gradients;
@@ -27,6 +28,7 @@ mod kernel;
 mod loaders;
 mod memory;
 mod operand;
+mod place;
 mod product;
 mod ready;
 mod segments;

@@ -182,7 +182,13 @@ impl Block<'_> {
     }
 
     /// Sixteen rows and sixteen steps of the left operand, for each of its summands.
-    pub(super) fn left(&mut self, product: &Product, a: &Source, strip: usize, k: usize) -> Result<Vec<Vec<Val>>, Refusal> {
+    pub(super) fn left(
+        &mut self,
+        product: &Product,
+        a: &Source,
+        strip: usize,
+        k: usize,
+    ) -> Result<Vec<Vec<Val>>, Refusal> {
         let mut row = Linear::value(self.down, STRIP as i64);
         row.constant = (STRIP * self.warps.down * strip) as i64;
         match a {
@@ -301,7 +307,14 @@ impl Block<'_> {
 
     /// Where a fragment of an operand starts in its tile, and whether its rows (or columns, on the right) are the
     /// tile's.
-    pub(super) fn corner(&mut self, tile: &Tile, product: &Product, own: &[DimId], first: &Linear, k: usize) -> (Linear, bool) {
+    pub(super) fn corner(
+        &mut self,
+        tile: &Tile,
+        product: &Product,
+        own: &[DimId],
+        first: &Linear,
+        k: usize,
+    ) -> (Linear, bool) {
         let mut at = product.outer.clone();
         self.spread(own, first, &mut at);
         self.spread(product.over, &Linear::number(k as i64), &mut at);

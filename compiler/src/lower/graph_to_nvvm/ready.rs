@@ -72,11 +72,7 @@ impl Block<'_> {
             Op::Inverse(_) => self.inverse(x)?,
             Op::Solve(_) => return Err(Refusal::unsupported("a triangular system that is not inverted")),
             Op::Gated { .. } => self.gated(x)?,
-            Op::BodyInput(_)
-            | Op::SegmentGrad { .. }
-            | Op::BoundaryGrad { .. }
-            | Op::Scan(_)
-            | Op::ScanResult(..) => {
+            Op::BodyInput(_) | Op::SegmentGrad { .. } | Op::BoundaryGrad { .. } | Op::Scan(_) | Op::ScanResult(..) => {
                 return Err(Refusal::unsupported(&self.op_name(x)));
             }
         }

@@ -83,12 +83,18 @@ pub fn barrier_of(w: &mut Writer, number: usize, threads: usize) {
 /// Makes eight bytes of shared memory a barrier of so many arrivals (PTX ISA, "mbarrier").
 pub fn init_arrivals(w: &mut Writer, at: Address, count: usize) {
     let count = int(w, i64::try_from(count).expect("a small number"));
-    w.raw(format_args!("llvm.call_intrinsic \"llvm.nvvm.mbarrier.init.shared\"({}, {count}) : ({}, i32) -> ()", at.at, at.space));
+    w.raw(format_args!(
+        "llvm.call_intrinsic \"llvm.nvvm.mbarrier.init.shared\"({}, {count}) : ({}, i32) -> ()",
+        at.at, at.space
+    ));
 }
 
 /// The thread arrives.
 pub fn arrive(w: &mut Writer, at: Address) {
-    w.raw_value(format_args!("llvm.call_intrinsic \"llvm.nvvm.mbarrier.arrive.shared\"({}) : ({}) -> i64", at.at, at.space));
+    w.raw_value(format_args!(
+        "llvm.call_intrinsic \"llvm.nvvm.mbarrier.arrive.shared\"({}) : ({}) -> i64",
+        at.at, at.space
+    ));
 }
 
 /// The thread arrives as soon as what it copies is there.
@@ -110,13 +116,17 @@ pub fn wait_for_arrivals(w: &mut Writer, at: Address, parity: Val) {
 /// The threads of a warp group take more registers from now on, or give some back.
 pub fn set_registers(w: &mut Writer, more: bool, registers: usize) {
     let name = if more { "inc" } else { "dec" };
-    w.raw(format_args!("llvm.inline_asm has_side_effects \"setmaxnreg.{name}.sync.aligned.u32 {registers};\", \"\" : () -> ()"));
+    w.raw(format_args!(
+        "llvm.inline_asm has_side_effects \"setmaxnreg.{name}.sync.aligned.u32 {registers};\", \"\" : () -> ()"
+    ));
 }
 
 /// What the thread wrote to shared memory is seen by the products of warp groups, once others have waited for it (PTX ISA,
 /// "Async proxy").
 pub fn fence_operands(w: &mut Writer) {
-    w.raw(format_args!("llvm.inline_asm has_side_effects \"fence.proxy.async.shared::cta;\", \"~{{memory}}\" : () -> ()"));
+    w.raw(format_args!(
+        "llvm.inline_asm has_side_effects \"fence.proxy.async.shared::cta;\", \"~{{memory}}\" : () -> ()"
+    ));
 }
 
 /// The threads of a warp wait for each other, and see what each wrote.

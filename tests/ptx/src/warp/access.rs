@@ -123,6 +123,27 @@ impl Warp {
         }
         Ok(())
     }
+
+    /// Row `n` of a matrix lies in threads 4 n to 4 n + 3; its address is thread `n`'s of the matrix's eight.
+    pub(super) fn store_matrices(
+        &mut self,
+        to: Address,
+        from: &[Operand],
+        world: &mut World,
+    ) -> Result<(), (Option<u32>, String)> {
+        let addresses = self.addresses(to);
+        for (at, register) in from.iter().enumerate() {
+            let words = self.read(*register);
+            for (row, four) in words.chunks(4).enumerate() {
+                let lane = 8 * at + row;
+                let value = four.iter().rev().fold(0u128, |value, word| value << 32 | u128::from(*word));
+                let who = self.who(lane);
+                let written = world.shared.write(addresses[lane], 16, value, who);
+                written.map_err(|what| (Some(lane as u32), what))?;
+            }
+        }
+        Ok(())
+    }
 }
 
 fn parameter(bytes: &[u8], address: u64, count: usize) -> Result<u128, String> {
