@@ -21,9 +21,15 @@ pub struct Coming {
     last: Val,
     /// Which half of double room they go to.
     half: Option<Val>,
-    /// Inputs with where the chunk's (or the sequence's) begin and their elements from one position to the next.
-    inputs: Vec<(Staged, Address, Vec<(DimId, usize)>)>,
+    inputs: Vec<Source>,
     turns: VecDeque<Turn>,
+}
+
+/// An input: where the chunk's part of it, or the sequence's, begins, and elements from one position to the next.
+struct Source {
+    staged: Staged,
+    base: Address,
+    inner: Vec<(DimId, usize)>,
 }
 
 /// A piece of an input for each thread.
@@ -83,7 +89,7 @@ impl Block<'_> {
                             turn,
                         }));
                     }
-                    coming.inputs.push((input.clone(), base, inner));
+                    coming.inputs.push(Source { staged: input.clone(), base, inner });
                 }
                 Way::Elements => {
                     let (half, step) = match (half, input.home.half) {
@@ -157,7 +163,7 @@ impl Block<'_> {
 
     /// A piece for each thread.
     fn copy_turn(&mut self, coming: &Coming, Turn { input, outer, turn }: &Turn) {
-        let (input, base, inner) = &coming.inputs[*input];
+        let Source { staged: input, base, inner } = &coming.inputs[*input];
         let Way::Rows { shape, run, piece } = &input.way else { return };
         let (run, piece) = (*run, *piece);
         let (base, arg) = (*base, &self.args[input.arg]);
