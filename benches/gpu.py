@@ -12,6 +12,7 @@
     memory    what a call takes beyond its tensors
     sanitize  compute-sanitizer over a few runs
     large     tensors of more than 2^31 elements
+    long      sequences of 131072 tokens against the recurrent form in float32
 
 It works from an unpacked bundle (`cargo xtask bundle`), and needs Python alone. The whole output of a group is in
 GROUP.log in the folder of the results; what is printed last is a short table. The exit code is 1 if anything failed.
@@ -33,7 +34,7 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 EXAMPLES = ROOT / "examples" / "mechanisms"
 BUDGETS = {
-    "correct": 480, "random": 240, "speed": 480, "decode": 90, "cold": 120, "memory": 120, "sanitize": 240, "large": 240,
+    "correct": 480, "random": 240, "speed": 480, "decode": 90, "cold": 120, "memory": 120, "sanitize": 240, "large": 240, "long": 240,
 }
 SHAPES = ["8x2048x16", "2x16384x16", "1x32768x8", "1x131072x8"]
 SIZES = {"K": 128, "V": 128, "N": 16, "R": 2}
@@ -219,6 +220,13 @@ def large(group):
     test(group, "tests", ["--ignored", "more_than_two_to_the_31"], "more than 2^31 elements", group.left())
 
 
+def long(group):
+    said = test(group, "tests", ["--ignored", "long_sequences"], "sequences of 131072 tokens", group.left(),
+                CHUNKWISE_EXAMPLES=",".join(group.options.only or []))
+    for line in re.findall(r"^\w+: (?:outputs|not compared).*$", said, re.M):
+        print(f"    {line}", flush=True)
+
+
 # ---------------------------------------------------------------- speed
 
 
@@ -367,7 +375,7 @@ def memory(group):
     print("\n".join(text))
 
 
-GROUPS = {it.__name__: it for it in (correct, random, speed, decode, cold, memory, sanitize, large)}
+GROUPS = {it.__name__: it for it in (correct, random, speed, decode, cold, memory, sanitize, large, long)}
 
 
 def main():

@@ -4,8 +4,9 @@
 //! carries runs over all spans at once, after others that find the state at the start of each. A span makes M S + U of
 //! the state S at its start (M ⊙ S + U where its elements do not mix), so:
 //!
-//! - `summary`, all spans at once: U, what a span makes of nothing; and M where elements do not mix.
-//! - `factors`, all spans at once: M where they do: what a span makes of the identity, with nothing added.
+//! - `summary`, all spans at once: U, what a span makes of nothing; and M where elements do not mix, or where a matrix
+//!   from the identity has the state's sizes.
+//! - `factors`, all spans at once: M where it has others: what a span makes of the identity, with nothing added.
 //! - `combine`, span after span: S ← M S + U. It hands on the state at the start of every span and gives the last one.
 //! - the stage itself, all spans at once, each beginning with the state that it is handed.
 //! - `spans`, span after span: adds up what the spans have of carries that only add something up.
@@ -58,8 +59,9 @@ pub fn in_spans(stages: Vec<Stage>, steps: usize, operands: DType) -> Result<Vec
 enum Change {
     /// Elements by themselves: a carry that collects their factors, in the arena of the states.
     Factors(Carry),
-    /// Positions of axis `over` mix: a matrix from the identity, in a graph whose dimension `free` counts `over` too.
-    Matrix { output: NodeId, over: DimId, free: DimId },
+    /// Positions of axis `over` mix: a matrix from the identity, in a graph whose dimension `free` counts `over` too. If
+    /// that is as long anyway, `beside` is the same as a carry in the arena of the states.
+    Matrix { output: NodeId, over: DimId, free: DimId, beside: Option<Carry> },
 }
 
 struct State {
@@ -82,8 +84,8 @@ fn states(graph: &Graph) -> Result<(Builder, Vec<State>), CompileError> {
         found.push(State { carry: carry.clone(), change });
     }
     // All matrices are computed in one graph, whose free axis is as long as the one that mixes.
-    let axes = |state: &State| match state.change {
-        Change::Matrix { over, free, .. } => Some((free, graph.dim(over).size)),
+    let axes = |state: &State| match &state.change {
+        Change::Matrix { over, free, .. } => Some((*free, graph.dim(*over).size)),
         Change::Factors(_) => None,
     };
     let mut matrices = found.iter().filter_map(|state| Some((state, axes(state)?)));
@@ -132,7 +134,17 @@ fn change(builder: &mut Builder, carry: &Carry) -> Result<Change, &'static str> 
     let graph = part(builder, nodes.clone());
     let free = [second, first].into_iter().find(|dim| separable_along(&graph, *dim) && free_of(*dim));
     let free = free.ok_or("what mixes its positions varies along its other axis")?;
-    Ok(Change::Matrix { output, over: if free == first { second } else { first }, free })
+    let over = if free == first { second } else { first };
+    let beside = if builder.dims[over.index()].size == builder.dims[free.index()].size {
+        let name = format!("M.{}", carry.name);
+        let input = builder.input(&name, InputKind::Carry, dims.clone(), None);
+        let output = linear(builder, carry.input, carry.output, input, true)?.node.ok_or("nothing is left of it")?;
+        let (init, last) = (None, None);
+        Some(Carry { name, input, output, init, begins: Begin::Identity, last, layout: dims })
+    } else {
+        None
+    };
+    Ok(Change::Matrix { output, over, free, beside })
 }
 
 /// A graph of some nodes alone, to be looked at.
@@ -162,23 +174,28 @@ fn one_in_spans(stage: Stage, steps: usize, operands: DType) -> Result<Vec<Stage
         let (mut summary, mut factors) = (Vec::new(), Vec::new());
         for State { carry, change } in &states {
             let (own, last) = (graph.node(carry.input).dims.clone(), name("U", carry));
-            summary.push(from_nothing(carry, carry.output, own.clone(), last));
-            let last = Some(name("M", carry));
+            summary.push((from_nothing(carry, carry.output, own.clone(), last), DType::F32));
+            let last = name("M", carry);
             match change {
-                Change::Factors(factors) => summary.push(Carry { last, ..factors.clone() }),
-                Change::Matrix { output, .. } => factors
-                    .push(Carry { begins: Begin::Identity, ..from_nothing(carry, *output, own, name("M", carry)) }),
+                Change::Factors(factors) => summary.push((Carry { last: Some(last), ..factors.clone() }, DType::F32)),
+                Change::Matrix { beside: Some(beside), .. } => {
+                    summary.push((Carry { last: Some(last), ..beside.clone() }, operands));
+                }
+                Change::Matrix { output, beside: None, .. } => {
+                    let matrix = Carry { begins: Begin::Identity, ..from_nothing(carry, *output, own, last) };
+                    factors.push((matrix, operands));
+                }
             }
         }
-        stages.push(spanned(&stage, "summary", &builder, (summary, DType::F32), steps)?);
+        stages.push(spanned(&stage, "summary", &builder, summary, steps)?);
         if !factors.is_empty() {
             let mut square = builder.clone();
             for State { change, .. } in &states {
-                if let Change::Matrix { over, free, .. } = *change {
-                    square.dims[free.index()].size = graph.dim(over).size;
+                if let Change::Matrix { over, free, .. } = change {
+                    square.dims[free.index()].size = graph.dim(*over).size;
                 }
             }
-            stages.push(spanned(&stage, "factors", &square, (factors, operands), steps)?);
+            stages.push(spanned(&stage, "factors", &square, factors, steps)?);
         }
         stages.push(combine(&stage, &states, tokens, operands)?);
     }
@@ -216,14 +233,15 @@ fn from_nothing(carry: &Carry, output: NodeId, layout: Vec<DimId>, last: String)
     Carry { output, init: None, begins: Begin::Zero, last: Some(last), layout, ..carry.clone() }
 }
 
-/// A graph of carries alone, over all spans at once; what they end with is handed on in a type.
+/// A graph of carries alone, over all spans at once; what each ends with is handed on in its type.
 fn spanned(
     whole: &Stage,
     name: &'static str,
     arena: &Builder,
-    (mut carries, dtype): (Vec<Carry>, DType),
+    carries: Vec<(Carry, DType)>,
     steps: usize,
 ) -> Result<Stage, CompileError> {
+    let (mut carries, dtypes): (Vec<Carry>, Vec<DType>) = carries.into_iter().unzip();
     let roots: Vec<NodeId> = carries.iter().flat_map(|carry| [carry.input, carry.output]).collect();
     let (nodes, new) = reachable(&arena.nodes, &roots);
     for carry in &mut carries {
@@ -245,11 +263,11 @@ fn spanned(
         |name: &str| graph.nodes.iter().any(|node| matches!(&node.op, Op::Input { name: own, .. } if own == name));
     let reads = whole.reads.iter().filter(|handed| used(&handed.name)).cloned().collect();
     let tokens = graph.tokens * steps;
-    let last = |carry: &Carry| {
+    let last = |(carry, dtype): (&Carry, DType)| {
         let name = carry.last.as_deref().unwrap_or_default();
         Handed { dtype, ..Handed::new(&graph, name, &carry.layout, tokens) }
     };
-    let writes = graph.carries.iter().map(last).collect();
+    let writes = graph.carries.iter().zip(dtypes).map(last).collect();
     Ok(Stage { name, reads, writes, graph })
 }
 
