@@ -127,7 +127,6 @@ fn long_sequences() {
             let drawn = draw(&program, &case, Precision::Bf16);
             let found = [(FormChoice::Recurrent, Precision::F32), (FormChoice::Chunkwise, Precision::Bf16)].map(
                 |(form, precision)| {
-                    let form = form.into();
                     let plan =
                         Plan { form, chunk: None, precision, inside: Inside::default(), threads: None, cache: false };
                     let amount = Amount { batch: 1, length: LONG, heads };
@@ -145,10 +144,10 @@ fn long_sequences() {
             for (name, it) in &expected {
                 let error = found[name].relative_error(it, budget::floor(it));
                 let worst = &mut worst[usize::from(name.starts_with("grad"))];
-                if !(error <= worst.1) {
+                if error > worst.1 || error.is_nan() {
                     *worst = (name, error);
                 }
-                if !(error <= budget::allowed(&program, name, Precision::Bf16)) {
+                if error > budget::allowed(&program, name, Precision::Bf16) || error.is_nan() {
                     beyond.push(format!("{}: {name} is off by {error:.1e}", program.name));
                 }
             }

@@ -7,7 +7,7 @@ use chunkwise_compiler::compile::{Request, derive};
 use chunkwise_compiler::derive::form::{Form, Inside};
 use chunkwise_compiler::graph::ir::Graph;
 use chunkwise_compiler::schedule::cost::{Gpu, Load, estimates};
-use chunkwise_compiler::schedule::{Schedule, Stages, choose_for};
+use chunkwise_compiler::schedule::{Products, Schedule, Stages, choose_for};
 use chunkwise_dsl::instance::Instance;
 use std::collections::BTreeMap;
 
@@ -27,6 +27,7 @@ fn schedules_print_and_parse() {
                             spans: threads.map(|_| 32),
                             states,
                             operands,
+                            products: if chunk.is_some() { Products::Warpgroup } else { Products::Warp },
                         };
                         assert_eq!(schedule.to_string().parse(), Ok(schedule), "{schedule}");
                     }
@@ -56,6 +57,7 @@ fn what_is_no_schedule_is_refused_with_what_to_write() {
         ("fused, states f64", "bf16"),
         ("fused, spans 0", "spans 64"),
         ("fused, warps 4", "threads 256"),
+        ("fused, products lanes", "products warpgroup"),
     ] {
         let error = text.parse::<Schedule>().expect_err(text).to_string();
         assert!(error.contains(word), "{text}: {error}");
@@ -64,7 +66,8 @@ fn what_is_no_schedule_is_refused_with_what_to_write() {
 
 fn graph(name: &str, direction: usize) -> Graph {
     let (_, program) = examples().into_iter().find(|(example, _)| example == name).expect("an example");
-    let sizes: BTreeMap<String, usize> = program.axes.iter().map(|axis| (axis.name.clone(), 128)).collect();
+    let sizes: BTreeMap<String, usize> =
+        program.axes.iter().map(|axis| (axis.name.clone(), if axis.name == "R" { 2 } else { 128 })).collect();
     let instance = Instance::new(&program, &sizes, &BTreeMap::new()).expect("sizes fit");
     let request =
         Request { form: Form::Chunkwise, chunk: Some(64), max_length: 64, backward: true, inside: Inside::default() };
@@ -92,22 +95,28 @@ fn few_heads_are_not_left_to_one_kernel() {
 }
 
 /// Where values stay in registers, heads that fill the GPU go through in one kernel; fewer have spans beside each other,
-/// as many as fit; and short sequences of few are taken in parts, as are gradients where systems are solved and spans
-/// would be few.
+/// as many as fit; and short sequences of few are taken in parts, as are gradients of several edits a token where
+/// spans would be few.
 #[test]
 fn fewer_heads_are_taken_in_spans_or_parts() {
-    for name in ["gated_delta_rule", "kda", "linear_attention", "gla"] {
+    for name in ["gated_delta_rule", "gated_delta_product", "kda", "linear_attention", "gla"] {
         let all = [0, 1, 2].map(|direction| graph(name, direction));
         for graphs in [&all[..1], &all[1..], &all[..]] {
             let graphs: Vec<&Graph> = graphs.iter().collect();
             let chosen = |load: &Load| choose_for(&graphs, DType::BF16, &Gpu::H200, load).unwrap();
             let many = chosen(&Load::MANY);
-            let alone = name == "gated_delta_rule" && graphs.len() == 1;
-            let wanted = if alone { (Stages::PreparePass, 2) } else { (Stages::Fused, 1) };
-            assert_eq!((many.forward, many.parts, many.spans), (Some(wanted.0), Some(wanted.1), None), "{name}");
+            // Systems are solved first.
+            let solves = name.starts_with("gated_delta") || name == "kda";
+            let forward = if solves { Stages::PreparePass } else { Stages::Fused };
+            assert_eq!((many.forward, many.parts, many.spans), (Some(forward), Some(1), None), "{name}");
+            // Several edits a token make rows enough for warp groups.
+            let groups = name == "gated_delta_product" && graphs.len() == 1;
+            assert_eq!(many.products == Products::Warpgroup, groups, "{name}");
+            let older = choose_for(&graphs, DType::BF16, &Gpu::A100, &Load::MANY).unwrap();
+            assert_eq!(older.products, Products::Warp, "{name}");
             for load in [Load::SOME, Load::FEW] {
                 let chosen = chosen(&load);
-                if name == "gated_delta_rule" && load == Load::SOME && graphs.len() > 1 {
+                if name == "gated_delta_product" && load == Load::SOME && graphs.len() > 1 {
                     assert_eq!((chosen.stages, chosen.spans), (Stages::PreparePassOutputs, None), "{name}");
                     continue;
                 }
@@ -158,4 +167,6 @@ fn one_schedule_serves_all_directions() {
     assert_eq!(Load::of(3, 5, 1000, false), Load::of(4, 4, 1024, false));
     assert_eq!(Gpu::of((9, 0), 132), Gpu::H200);
     assert_eq!(Gpu::of((8, 6), 216).bytes, 2.0 * Gpu::A100.bytes);
+    // What came after Hopper has no products of warp groups.
+    assert!(!Gpu::of((10, 0), 132).warpgroups);
 }

@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// Registers of a multiprocessor, and the most that a thread can have.
 const REGISTERS: usize = 65536;
-pub const MOST: usize = 255;
+const MOST: usize = 255;
 /// Registers that statements, addresses and numbers take beside what is kept.
 const RESERVE: usize = 60;
 
@@ -73,16 +73,10 @@ impl Lives {
     }
 
     /// What is put aside so that no more registers are taken than there are, where a multiprocessor holds so many blocks
-    /// of so many threads that have no more than `most` each, and by statement so many bytes of shared memory are left. The first is what takes registers
+    /// of so many threads, and by statement so many bytes of shared memory are left. The first is what takes registers
     /// longest for its uses. Also, how many registers are lacking still.
-    pub fn to_put_aside(
-        &self,
-        threads: usize,
-        resident: usize,
-        most: usize,
-        mut left: Vec<usize>,
-    ) -> (Vec<NodeId>, usize) {
-        let most = (REGISTERS / (threads * resident.max(1))).min(most);
+    pub fn to_put_aside(&self, threads: usize, resident: usize, mut left: Vec<usize>) -> (Vec<NodeId>, usize) {
+        let most = (REGISTERS / (threads * resident.max(1))).min(MOST);
         let budget = most.saturating_sub(RESERVE);
         left.resize(self.now + 1, 0);
         let mut taken = vec![0; self.now + 1];
@@ -193,7 +187,7 @@ mod tests {
         lives.step();
         (0..3).for_each(|x| lives.used(NodeId(x)));
         let room = |bytes: usize| vec![bytes; 16];
-        assert_eq!(lives.to_put_aside(256, 1, MOST, room(1 << 20)).0, vec![NodeId(0)]);
+        assert_eq!(lives.to_put_aside(256, 1, room(1 << 20)).0, vec![NodeId(0)]);
         // Half the registers hold one value less, if there is room for it.
         assert_eq!(lives.to_put_aside(256, 2, room(1 << 20)).0, vec![NodeId(0), NodeId(1)]);
         assert_eq!(lives.to_put_aside(256, 2, room(70_000)).0, vec![NodeId(0)]);
@@ -206,6 +200,6 @@ mod tests {
         life(&mut lives, 0, 300);
         lives.step();
         lives.used(NodeId(0));
-        assert_eq!(lives.to_put_aside(256, 1, MOST, vec![1 << 20; 2]).0, vec![]);
+        assert_eq!(lives.to_put_aside(256, 1, vec![1 << 20; 2]).0, vec![]);
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Comes in: a graph. Goes out: the text of its entry, taking a parameter as [`chunkwise_abi::gpu`] says.
 
-use super::aside::{Lives, MOST};
+use super::aside::Lives;
 use super::block::Block;
 use super::loaders::{self, LOADERS};
 use super::memory::{Layout, Memory, Touch};
@@ -132,7 +132,7 @@ fn plan(memory: &Memory, lives: &Lives, grid: Grid, options: &Options, write: &m
             continue;
         }
         let left = memory.needed().into_iter().map(|bytes| limit.saturating_sub(bytes)).collect();
-        let (mut aside, lacking) = lives.to_put_aside(32 * options.warps, resident, MOST, left);
+        let (mut aside, lacking) = lives.to_put_aside(32 * options.warps, resident, left);
         let tolerated = if resident == 2 { TOLERATED } else { 0 };
         if resident > 1 && lacking > tolerated {
             continue;
