@@ -23,6 +23,7 @@ import json
 import os
 import pathlib
 import re
+import shlex
 import shutil
 import signal
 import struct
@@ -205,7 +206,7 @@ def sanitize(group):
             given = pathlib.Path(folder) / "in.safetensors"
             write_tensors(given, name, 2, length, 2, known)
             run = [binary("chunkwise"), "run", f"examples/mechanisms/{name}.cw", "--input", str(given), "--output",
-                   f"{folder}/out", "--device", "cuda", "--dtype", dtype, "--backward"]
+                   f"{folder}/out", "--device", "cuda", "--dtype", dtype, "--backward", *group.options.more]
             # Once without, so that only kernels are watched, and not the compiler.
             group.run(run, 60)
             for check in group.options.tools:
@@ -391,7 +392,7 @@ def main():
     parser.add_argument("--programs", type=int, default=300, help="random programs")
     parser.add_argument("--cases", type=int, default=6, help="cases of each `verify`")
     parser.add_argument("--tools", type=words, default=["memcheck"], help="of compute-sanitizer, with commas")
-    parser.add_argument("--more", type=str.split, default=[], help="options for every chunkwise bench and run, as one word")
+    parser.add_argument("--more", type=shlex.split, default=[], help="options for every chunkwise bench and run, as a shell has them")
     options = parser.parse_args()
     options.out = options.out.resolve()
     options.out.mkdir(parents=True, exist_ok=True)

@@ -97,7 +97,14 @@ impl Block<'_> {
             to.add_scaled(along, step.one as i64);
             return;
         }
-        let (whole, rest) = along.divide(8);
+        let (whole, rest) = self.divided(along, 8);
+        to.add_scaled(&whole, step.eight as i64);
+        to.add_scaled(&rest, step.one as i64);
+    }
+
+    /// A position divided by a power of two, and the rest: known while the kernel is written, or computed by it.
+    pub fn divided(&mut self, along: &Linear, size: usize) -> (Linear, Linear) {
+        let (whole, rest) = along.divide(size as i64);
         let most = |value: Val| match value {
             value if value == self.group => Some(7),
             value if value == self.quad => Some(3),
@@ -105,17 +112,14 @@ impl Block<'_> {
         };
         let last =
             rest.terms.iter().try_fold(rest.constant, |last, (value, factor)| Some(last + factor * most(*value)?));
-        if last.is_some_and(|last| last < 8) {
-            to.add_scaled(&whole, step.eight as i64);
-            to.add_scaled(&rest, step.one as i64);
-            return;
+        if last.is_some_and(|last| last < size as i64) {
+            return (whole, rest);
         }
-        let (three, seven) = (self.int(3), self.int(7));
+        let (shift, mask) = (self.int(size.ilog2() as usize), self.int(size - 1));
         let at = self.number(along);
-        let whole = self.w.op("lshr", at, three, Ty::I32);
-        let rest = self.w.op("and", at, seven, Ty::I32);
-        to.add(whole, step.eight as i64);
-        to.add(rest, step.one as i64);
+        let whole = self.w.op("lshr", at, shift, Ty::I32);
+        let rest = self.w.op("and", at, mask, Ty::I32);
+        (Linear::value(whole, 1), Linear::value(rest, 1))
     }
 
     /// Adds the bytes to where a value's element lies.

@@ -263,7 +263,7 @@ impl Block<'_> {
         let mut own = None;
         if *side != Side::Total {
             let along = self.ix.get(at.get(*row).expect("a position of each")).clone();
-            let (block, _) = along.divide(STRIP as i64);
+            let (block, _) = self.divided(&along, STRIP);
             let mut bytes = Linear::default();
             bytes.add_scaled(&along, 4);
             let (home, factor) = match side {
