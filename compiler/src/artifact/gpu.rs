@@ -475,9 +475,10 @@ pub const USUAL_SCHEDULE: Schedule = Schedule::of(Stages::Fused);
 pub fn layout(form: Form, dtype: DType, threads: Option<usize>, family: &Family) -> tile_to_nvvm::Options {
     let products = match (dtype, form) {
         (DType::F32, _) => Products::Tf32x3,
-        (DType::BF16, Form::Chunkwise | Form::Parallel) => Products::Bf16,
-        // As `options_of` says.
-        (DType::BF16, Form::Recurrent) => Products::Tf32,
+        (DType::BF16, Form::Parallel) => Products::Bf16,
+        // As `options_of` says of the recurrent form. What of the chunkwise one does not stay in registers is unusual, and
+        // may ask for more digits than bfloat16 has.
+        (DType::BF16, Form::Recurrent | Form::Chunkwise) => Products::Tf32,
         // The range of binary16 is too narrow for states: tf32 has its digits and float32's range.
         (DType::F16, _) => Products::Tf32,
     };
