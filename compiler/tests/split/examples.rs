@@ -113,9 +113,15 @@ fn stages_of_every_example() {
         case.full = true;
         (case.regime, case.mixed) = (Regime::Usual, false);
         // Sizes that differ, so that one axis cannot pass for another.
-        case.sizes = program.axes.iter().enumerate().map(|(at, axis)| (axis.name.clone(), 2 + at)).collect();
-        for (chunk, tokens) in [(5, 17), (20, 45), (32, 64), (16, 1), (16, 0)] {
+        let differ: BTreeMap<String, usize> =
+            program.axes.iter().enumerate().map(|(at, axis)| (axis.name.clone(), 2 + at)).collect();
+        // And the same of all, where spans find both their parts in one kernel.
+        let same: BTreeMap<String, usize> = program.axes.iter().map(|axis| (axis.name.clone(), 3)).collect();
+        for (sizes, chunk, tokens) in
+            [(&differ, 5, 17), (&same, 5, 17), (&differ, 20, 45), (&differ, 32, 64), (&differ, 16, 1), (&differ, 16, 0)]
+        {
             case.tokens = tokens;
+            case.sizes.clone_from(sizes);
             for prepared in Prepared::ALL {
                 let ran = check(program, &case, chunk, prepared)
                     .unwrap_or_else(|error| panic!("{name}, chunk {chunk}, T {tokens}, {prepared:?}: {error}"));

@@ -4,9 +4,9 @@
 //! carries runs over all spans at once, after others that find the state at the start of each. A span makes M S + U of
 //! the state S at its start (M ⊙ S + U where its elements do not mix), so:
 //!
-//! - `summary`, all spans at once: U, what a span makes of nothing; and M where elements do not mix, or where a matrix
-//!   from the identity has the state's sizes.
-//! - `factors`, all spans at once: M where it has others: what a span makes of the identity, with nothing added.
+//! - `summary`, all spans at once: U, what a span makes of nothing; and M where elements do not mix, or where a token has
+//!   one edit and a matrix from the identity has the state's sizes.
+//! - `factors`, all spans at once: M otherwise: what a span makes of the identity, with nothing added.
 //! - `combine`, span after span: S ← M S + U. It hands on the state at the start of every span and gives the last one.
 //! - the stage itself, all spans at once, each beginning with the state that it is handed.
 //! - `spans`, span after span: adds up what the spans have of carries that only add something up.
@@ -20,7 +20,7 @@ use super::linear::linear;
 use super::{HANDED, Stage, summand};
 use crate::error::CompileError;
 use crate::graph::build::{Builder, reachable};
-use crate::graph::ir::{Begin, Binary, Carry, Dim, DimId, Graph, InputKind, Node, NodeId, Op};
+use crate::graph::ir::{Begin, Binary, Carry, Dim, DimId, DimKind, Graph, InputKind, Node, NodeId, Op};
 use crate::graph::separable::separable_along;
 use crate::pass;
 use crate::pipeline::SIMPLIFY;
@@ -60,7 +60,7 @@ enum Change {
     /// Elements by themselves: a carry that collects their factors, in the arena of the states.
     Factors(Carry),
     /// Positions of axis `over` mix: a matrix from the identity, in a graph whose dimension `free` counts `over` too. If
-    /// that is as long anyway, `beside` is the same as a carry in the arena of the states.
+    /// that is as long anyway, and a token has one edit, `beside` is the same as a carry in the arena of the states.
     Matrix { output: NodeId, over: DimId, free: DimId, beside: Option<Carry> },
 }
 
@@ -135,7 +135,9 @@ fn change(builder: &mut Builder, carry: &Carry) -> Result<Change, &'static str> 
     let free = [second, first].into_iter().find(|dim| separable_along(&graph, *dim) && free_of(*dim));
     let free = free.ok_or("what mixes its positions varies along its other axis")?;
     let over = if free == first { second } else { first };
-    let beside = if builder.dims[over.index()].size == builder.dims[free.index()].size {
+    // With several edits a token, both in one kernel are slower than one after the other: their registers do not last.
+    let several = builder.dims.iter().any(|dim| matches!(dim.kind, DimKind::Slot) && dim.size > 1);
+    let beside = if !several && builder.dims[over.index()].size == builder.dims[free.index()].size {
         let name = format!("M.{}", carry.name);
         let input = builder.input(&name, InputKind::Carry, dims.clone(), None);
         let output = linear(builder, carry.input, carry.output, input, true)?.node.ok_or("nothing is left of it")?;

@@ -19,8 +19,8 @@ use std::collections::HashMap;
 pub const LOADERS: usize = 128;
 /// Registers of a thread at first, and then: of those who copy, and of the others. A multiprocessor has 65536.
 pub const AT_FIRST: usize = 168;
-const OF_LOADERS: usize = 40;
-pub const OF_OTHERS: usize = 232;
+const OF_LOADERS: usize = 72;
+const OF_OTHERS: usize = 216;
 
 /// Which barrier.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
