@@ -1,21 +1,15 @@
-//! Large calls on a GPU.
+//! Tensors of more than 2³¹ elements on a GPU: every sequence and every head of a large call is given the same numbers,
+//! so each has to give, to the bit, what a call with one sequence and one head gives.
 //!
-//! Tensors of more than 2³¹ elements: every sequence and every head of a large call is given the same numbers, so each has
-//! to give, to the bit, what a call with one sequence and one head gives. It takes most of 80 GB of a GPU's memory and tens
-//! of seconds: `cargo test --release --test all -- --ignored more_than_two_to_the_31 --nocapture`.
-//!
-//! Sequences of 131,072 tokens: the chunkwise form in bfloat16 against the recurrent one in float32, which goes through the
-//! tokens one at a time and is itself compared with float64 on short sequences by `verify`. Some minutes: `-- --ignored
-//! long_sequences --nocapture`; `CHUNKWISE_EXAMPLES` names some, with commas.
+//! It takes most of 80 GB of a GPU's memory and tens of seconds: `cargo test --release --test all -- --ignored
+//! more_than_two_to_the_31 --nocapture`.
 
 use std::collections::BTreeMap;
 
 use chunkwise::compiled::narrow;
-use chunkwise::engine::{Amount, Engine, Place, Plan, request};
+use chunkwise::engine::{Amount, request};
 use chunkwise::gpu::{self, Gpu};
-use chunkwise::options::FormChoice;
 use chunkwise::precision::Precision;
-use chunkwise::verify::budget;
 use chunkwise::verify::case::{Case, Regime};
 use chunkwise::verify::draw::draw;
 use chunkwise_abi::{Access, DType, Role};
@@ -88,74 +82,6 @@ fn more_than_two_to_the_31_elements() {
             println!("{name}: {} sequences of {} tokens, {} heads", sizes.count, sizes.length, sizes.heads);
         }
     }
-}
-
-/// Tokens of a long sequence.
-const LONG: usize = 131_072;
-
-#[test]
-#[ignore = "takes minutes of a GPU; see the top of this file"]
-fn long_sequences() {
-    let gpu = match Gpu::open(0, None, None) {
-        Ok(gpu) => gpu,
-        Err(error) => return println!("skipped: {error}"),
-    };
-    let place = Place::Gpu(gpu);
-    let named = std::env::var("CHUNKWISE_EXAMPLES").unwrap_or_default();
-    let named: Vec<&str> = named.split(',').filter(|name| !name.is_empty()).collect();
-    let folder = crate::cli::root().join("examples/mechanisms");
-    let mut files: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
-    files.sort();
-    let mut beyond = Vec::new();
-    for file in files.iter().filter(|file| file.extension().is_some_and(|it| it == "cw")) {
-        let source = std::fs::read_to_string(file).unwrap();
-        for program in chunkwise_dsl::compile(&source).unwrap().programs {
-            if !named.is_empty() && !named.contains(&program.name.as_str()) {
-                continue;
-            }
-            let size = |name: &str| match name {
-                "R" => 2,
-                "N" => 16,
-                _ => 64,
-            };
-            let axes: BTreeMap<String, usize> =
-                program.axes.iter().map(|axis| (axis.name.clone(), size(&axis.name))).collect();
-            let instance = Instance::new(&program, &axes, &BTreeMap::new()).unwrap();
-            let (heads, regime) = (2, Regime::Usual);
-            let (batch, groups, chunk, init) = (1, 1, 0, true);
-            let case = Case { seed: 5, batch, tokens: LONG, heads, groups, chunk, init, regime, sizes: axes };
-            let drawn = draw(&program, &case, Precision::Bf16);
-            let found = [(FormChoice::Recurrent, Precision::F32), (FormChoice::Chunkwise, Precision::Bf16)].map(
-                |(form, precision)| {
-                    let plan =
-                        Plan { form, chunk: None, precision, inside: Inside::default(), threads: None, cache: false };
-                    let amount = Amount { batch: 1, length: LONG, heads };
-                    let engine = Engine::prepare_at(&place, &instance, &plan, Parts::Both, LONG, amount);
-                    engine.and_then(|mut engine| engine.run(&drawn, true))
-                },
-            );
-            let [Ok(expected), Ok(found)] = found else {
-                // A form that keeps a state for every token may want more memory than there is.
-                let errors = found.iter().filter_map(|it| it.as_ref().err().map(ToString::to_string));
-                println!("{}: not compared: {}", program.name, errors.collect::<Vec<_>>().join("; "));
-                continue;
-            };
-            let mut worst = [("", 0.0); 2];
-            for (name, it) in &expected {
-                let error = found[name].relative_error(it, budget::floor(it));
-                let worst = &mut worst[usize::from(name.starts_with("grad"))];
-                if error > worst.1 || error.is_nan() {
-                    *worst = (name, error);
-                }
-                if error > budget::allowed(&program, name, Precision::Bf16) || error.is_nan() {
-                    beyond.push(format!("{}: {name} is off by {error:.1e}", program.name));
-                }
-            }
-            let [values, gradients] = worst.map(|(name, error)| format!("{error:.1e} ({name})"));
-            println!("{}: outputs and states {values}, gradients {gradients}", program.name);
-        }
-    }
-    assert!(beyond.is_empty(), "{}", beyond.join("\n"));
 }
 
 /// The drawn numbers of one sequence and head, for all of them.
