@@ -212,10 +212,8 @@ impl<'g> Block<'g> {
         let mut w = Writer::new(1);
         let of_blocks = |dim: &DimId| matches!(graph.dim(*dim).kind, DimKind::Block | DimKind::BlockCol);
         let blocks = graph.nodes.iter().any(|node| node.dims.iter().any(of_blocks));
-        let warps = match options.warpgroups && Warps::of_groups(options.warps, graph.rows()).is_some() {
-            true => Warps::of_groups(options.warps, graph.rows()).expect("there are"),
-            false => Warps::of(options.warps, graph.rows(), blocks),
-        };
+        let groups = Warps::of_groups(options.warps, graph.rows()).filter(|_| options.warpgroups);
+        let warps = groups.unwrap_or_else(|| Warps::of(options.warps, graph.rows(), blocks));
         let thread = text::register(&mut w, "tid.x");
         let int = |w: &mut Writer, n: usize| text::int(w, i64::try_from(n).expect("a small number"));
         let (three, thirty_one, two, five) = (int(&mut w, 3), int(&mut w, 31), int(&mut w, 2), int(&mut w, 5));

@@ -41,6 +41,38 @@ enum Left {
     Words(Vec<Vec<Vec<Vec<Val>>>>),
 }
 
+/// Operands of a piece of assembly.
+#[derive(Default)]
+struct Operands {
+    /// Float32 that come out.
+    results: usize,
+    values: Vec<(Val, Ty)>,
+    constraints: Vec<String>,
+}
+
+impl Operands {
+    /// One more; its name in the assembly.
+    fn add(&mut self, value: Val, ty: Ty, constraint: String) -> String {
+        let name = format!("${}", self.results + self.values.len());
+        self.values.push((value, ty));
+        self.constraints.push(constraint);
+        name
+    }
+
+    /// The assembly.
+    fn assembly(&self, block: &mut Block, lines: &str, of: &str) -> Val {
+        let results = "=f,".repeat(self.results);
+        let names: Vec<String> = self.values.iter().map(|(val, _)| val.to_string()).collect();
+        let types: Vec<String> = self.values.iter().map(|(_, ty)| ty.to_string()).collect();
+        block.w.raw_value(format_args!(
+            "llvm.inline_asm has_side_effects \"{lines}\", \"{results}{},~{{memory}}\" {} : ({}) -> {of}",
+            self.constraints.join(","),
+            names.join(", "),
+            types.join(", ")
+        ))
+    }
+}
+
 impl Block<'_> {
     /// Adds a product to sums, which are in the order of [`Block::elements`], if warps can do so together. `fresh`: the sums
     /// are zero.
@@ -128,7 +160,7 @@ impl Block<'_> {
         })
     }
 
-    /// All instructions of a product.
+    /// All instructions of a product: one piece of assembly, so that nothing comes between them.
     fn together(
         &mut self,
         left: &Left,
@@ -140,86 +172,70 @@ impl Block<'_> {
         let of_strip = 4 * eights;
         let count = strips * of_strip;
         debug_assert_eq!(sums.len(), count);
-        let mut operands: Vec<(Val, Ty)> = Vec::new();
-        let mut constraints: Vec<String> = vec!["=f".to_owned(); count];
+        let mut operands = Operands { results: count, ..Operands::default() };
         if !fresh {
             for (n, sum) in sums.iter().enumerate() {
-                operands.push((*sum, Ty::F32));
-                constraints.push(n.to_string());
+                operands.add(*sum, Ty::F32, n.to_string());
             }
         }
-        let mut words = |this: &mut Self, more: &[Val], ty: Ty| -> Vec<String> {
-            let _ = this;
-            let mut names = Vec::new();
-            for val in more {
-                names.push(format!("${}", count + operands.len()));
-                operands.push((*val, ty));
-                constraints.push(if ty == Ty::I64 { "l" } else { "r" }.to_owned());
-            }
-            names
-        };
-        let parts = |tile: &Tile| tile.parts.0;
-        let mut right_names = Vec::new();
+        let mut rights = Vec::new();
         for step in 0..steps {
             let mut own = Vec::new();
-            for part in 0..parts(&right.tile) {
+            for part in 0..right.tile.parts.0 {
                 let description = self.description(right, step * right.per_step + part * right.tile.parts.1);
-                own.extend(words(self, &[description], Ty::I64));
+                own.push(operands.add(description, Ty::I64, "l".to_owned()));
             }
-            right_names.push(own);
+            rights.push(own);
         }
+        let shape = format!("m64n{}k16", 8 * eights);
+        let turned = u8::from(right.transposed);
         let mut lines = vec!["wgmma.fence.sync.aligned;".to_owned()];
         for strip in 0..strips {
             let sums: Vec<String> = (0..of_strip).map(|n| format!("${}", strip * of_strip + n)).collect();
             let sums = sums.join(", ");
-            let mut scale = u8::from(!fresh);
-            for (step, right_names) in right_names.iter().enumerate() {
-                let lefts: Vec<(String, String)> = match left {
-                    Left::Described(own) => {
-                        let start = strip * own.along_own * self.warps.down * STRIP / 8 + step * own.per_step;
-                        let transposed = u8::from(own.transposed);
-                        (0..parts(&own.tile))
-                            .map(|part| {
-                                let description = self.description(own, start + part * own.tile.parts.1);
-                                (words(self, &[description], Ty::I64).remove(0), format!("{transposed}, "))
-                            })
-                            .collect()
-                    }
-                    Left::Words(own) => own[strip][step]
-                        .iter()
-                        .map(|own| (format!("{{{}}}", words(self, own, Ty::I32).join(", ")), String::new()))
-                        .collect(),
-                };
+            // The first product of fresh sums takes nothing to add to.
+            let mut adds = u8::from(!fresh);
+            for (step, rights) in rights.iter().enumerate() {
+                let lefts = self.lefts(left, (strip, step), &mut operands);
                 for (high, (left, flag)) in lefts.iter().enumerate() {
-                    for (low, right_name) in right_names.iter().enumerate() {
-                        if high + low >= PARTS {
-                            continue;
-                        }
-                        let shape = format!("m64n{}k16", 8 * eights);
-                        let turned = u8::from(right.transposed);
+                    // What is second on both sides is below what is kept.
+                    for right in rights.iter().take(PARTS - high) {
                         lines.push(format!(
-                            "wgmma.mma_async.sync.aligned.{shape}.f32.bf16.bf16 {{{sums}}}, {left}, {right_name}, {scale}, 1, 1, {flag}{turned};"
+                            "wgmma.mma_async.sync.aligned.{shape}.f32.bf16.bf16 {{{sums}}}, {left}, {right}, {adds}, 1, 1, {flag}{turned};"
                         ));
-                        scale = 1;
+                        adds = 1;
                     }
                 }
             }
         }
         lines.push("wgmma.commit_group.sync.aligned;".to_owned());
         lines.push("wgmma.wait_group.sync.aligned 0;".to_owned());
-        constraints.push("~{memory}".to_owned());
         let of = text::struct_of(count, Ty::F32);
-        let names: Vec<String> = operands.iter().map(|(val, _)| val.to_string()).collect();
-        let types: Vec<String> = operands.iter().map(|(_, ty)| ty.to_string()).collect();
-        let result = self.w.raw_value(format_args!(
-            "llvm.inline_asm has_side_effects \"{}\", \"{}\" {} : ({}) -> {of}",
-            lines.join("\\0A"),
-            constraints.join(","),
-            names.join(", "),
-            types.join(", ")
-        ));
+        let result = operands.assembly(self, &lines.join("\\0A"), &of);
         for (n, sum) in sums.iter_mut().enumerate() {
             *sum = text::member(&mut self.w, result, n, &of);
+        }
+    }
+
+    /// The left operand of a strip and a step, for each of its summands: as written, and the flag that goes with it.
+    fn lefts(&mut self, left: &Left, (strip, step): (usize, usize), operands: &mut Operands) -> Vec<(String, String)> {
+        match left {
+            Left::Described(own) => {
+                let start = strip * own.along_own * self.warps.down * STRIP / 8 + step * own.per_step;
+                let flag = format!("{}, ", u8::from(own.transposed));
+                let descriptions: Vec<Val> =
+                    (0..own.tile.parts.0).map(|part| self.description(own, start + part * own.tile.parts.1)).collect();
+                let name = |description| (operands.add(description, Ty::I64, "l".to_owned()), flag.clone());
+                descriptions.into_iter().map(name).collect()
+            }
+            Left::Words(own) => {
+                let words = |words: &Vec<Val>| {
+                    let names: Vec<String> =
+                        words.iter().map(|word| operands.add(*word, Ty::I32, "r".to_owned())).collect();
+                    (format!("{{{}}}", names.join(", ")), String::new())
+                };
+                own[strip][step].iter().map(words).collect()
+            }
         }
     }
 
