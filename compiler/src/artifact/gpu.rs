@@ -337,10 +337,11 @@ fn entries_in_registers(
                 made = graph_to_nvvm::entry(&stage.graph, &args, &symbol, &own);
             }
         }
-        // Few warps wait better for themselves beside others; where there is room for one block only, it has more.
+        // Few warps wait better for themselves beside others; where there is room for one block only, it has more. Chunks
+        // that wait for each other are another matter.
         let few = schedule.threads.is_none() && 32 * own.warps < USUAL_THREADS;
         let alone = made.as_ref().is_ok_and(|entry| entry.launch.resident == 1);
-        if few && alone && graph_has_chunks_alone(&stage.graph) {
+        if few && alone && stage.graph.carries.is_empty() {
             let more = graph_to_nvvm::Options { warps: USUAL_THREADS / 32, resident: 1, ..own };
             made = graph_to_nvvm::entry(&stage.graph, &args, &symbol, &more).or(made);
         }
@@ -358,11 +359,6 @@ fn entries_in_registers(
 
 /// Threads a block when nobody asks.
 const USUAL_THREADS: usize = 256;
-
-/// Whether each chunk of a stage is a block's, since none waits for another.
-fn graph_has_chunks_alone(graph: &Graph) -> bool {
-    graph.carries.is_empty()
-}
 
 /// How a stage is laid out whose values stay in registers.
 fn register_options(
@@ -398,7 +394,7 @@ fn register_options(
         warpgroups: schedule.products == schedule::Products::Warpgroup,
         exact_edits: schedule.operands == DType::F32 && direction != Direction::Backward,
         store_matrices: family.warpgroups,
-        loaders: family.warpgroups && threads == 256 && resident == 1,
+        loaders: family.warpgroups && threads == USUAL_THREADS && resident == 1,
         resident,
     }
 }

@@ -9,7 +9,7 @@ use super::index::{Interner, Ix, Linear, Step};
 use super::memory::{Layout, Memory, Region, Touch};
 use super::product::Pattern;
 use super::segments::Segments;
-use super::shape::{Shape, Warps};
+use super::shape::{GROUP, Shape, Warps};
 use super::{Options, Refusal};
 use crate::graph::build::uses;
 use crate::graph::ir::{DimId, DimKind, Graph, NodeId, Op};
@@ -20,9 +20,6 @@ use crate::lower::tile_to_nvvm::text::{self, Address, Pointer};
 use crate::tile::ir::Arg;
 use chunkwise_abi::DType;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-
-/// Warps of a warp group.
-const GROUP: usize = 4;
 
 /// Dimensions a value has at most.
 const MAX_DIMS: usize = 8;

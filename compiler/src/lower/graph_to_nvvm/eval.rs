@@ -147,8 +147,8 @@ impl Block<'_> {
                 (*operand, at.with(*dim, self.ix.of(flat)))
             }
             Op::Merge(operand, outer, inner, dim) => {
-                let size = self.size(*inner) as i64;
-                let (whole, rest) = self.ix.get(position(*dim)).divide(size);
+                let along = self.ix.get(position(*dim)).clone();
+                let (whole, rest) = self.divided(&along, self.size(*inner));
                 let (whole, rest) = (self.ix.of(whole), self.ix.of(rest));
                 (*operand, at.with(*outer, whole).with(*inner, rest))
             }

@@ -14,7 +14,7 @@ use super::block::{Block, Element, Home, Point, Tile};
 use super::index::Linear;
 use super::operand::LEAST;
 use super::product::{PARTS, Pattern};
-use super::shape::{STRIP, Shape, extent};
+use super::shape::{Shape, extent};
 use crate::graph::ir::{Binary, DimId, Gates, NodeId};
 use crate::lower::tile_to_mlir::writer::{Elem, Ty, Val};
 use crate::lower::tile_to_nvvm::text;
@@ -139,8 +139,7 @@ impl Block<'_> {
         together: usize,
     ) -> Result<Words, Refusal> {
         let n_cols = extent(self.graph, &shape.cols);
-        let mut block = Linear::value(self.down, STRIP as i64);
-        block.constant = (STRIP * self.warps.down * strip) as i64;
+        let block = self.first_row(strip);
         if let Some(tile) = &event.tile {
             let mut bytes = Linear::number(tile.start as i64);
             self.add_step(&mut bytes, tile.row, &block);

@@ -226,7 +226,7 @@ impl Block<'_> {
         };
         if ahead && self.options.loaders {
             self.begin_loaders();
-            self.load_chunks(&staged, chunks, place)?;
+            self.load_chunks(&staged, chunks, place);
         }
         self.parameters()?;
         for carry in &graph.carries {

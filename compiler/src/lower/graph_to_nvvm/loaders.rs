@@ -7,7 +7,6 @@
 //!
 //! Registers are shared out by need: the loaders give most of theirs to the others (PTX ISA, "setmaxnreg").
 
-use super::Refusal;
 use super::block::Block;
 use super::index::Linear;
 use super::stage::Staged;
@@ -34,13 +33,12 @@ enum Says {
 impl Block<'_> {
     /// Makes the barriers.
     pub fn begin_loaders(&mut self) {
-        let region = self.memory.allocate(32, true);
+        self.loaders = Some(self.memory.allocate(32, true));
         let zero = self.int(0);
         let first = self.w.icmp("eq", self.thread, zero, Ty::I32);
         self.open_if(first);
         for half in 0..2 {
             let half = Linear::number(half);
-            self.loaders = Some(region);
             // Each copier twice: when it wrote, and when what it copied is there.
             let full = self.arrivals(Says::Full, &half);
             text::init_arrivals(&mut self.w, full, 2 * LOADERS);
@@ -52,12 +50,7 @@ impl Block<'_> {
     }
 
     /// The branch of those who copy; the others' is open after it.
-    pub fn load_chunks(
-        &mut self,
-        staged: &[Staged],
-        chunks: Val,
-        place: impl Fn(&mut Self, Val) -> Val,
-    ) -> Result<(), Refusal> {
+    pub fn load_chunks(&mut self, staged: &[Staged], chunks: Val, place: impl Fn(&mut Self, Val) -> Val) {
         let others = self.int(32 * self.warps.count());
         let copies = self.w.icmp("uge", self.thread, others, Ty::I32);
         self.open_if(copies);
@@ -89,7 +82,6 @@ impl Block<'_> {
         text::set_registers(&mut self.w, true, OF_OTHERS);
         // What follows is as good as no branch: all who compute take it.
         self.branches -= 1;
-        Ok(())
     }
 
     /// Waits for a turn's inputs.

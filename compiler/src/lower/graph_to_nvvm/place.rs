@@ -6,7 +6,7 @@
 
 use super::block::{Block, Element, Home, Point};
 use super::index::{Linear, Step};
-use super::shape::{Shape, extent};
+use super::shape::{STRIP, Shape, extent};
 use crate::graph::ir::DimId;
 use crate::lower::tile_to_mlir::writer::{Elem, Ty, Val};
 
@@ -27,11 +27,18 @@ impl Block<'_> {
         points
     }
 
+    /// First row of a warp's strip.
+    pub fn first_row(&self, strip: usize) -> Linear {
+        let mut row = Linear::value(self.down, STRIP as i64);
+        row.constant = (STRIP * self.warps.down * strip) as i64;
+        row
+    }
+
     /// A thread's row: number of the strip, upper or lower half.
     pub fn row(&self, strip: usize, half: usize) -> Linear {
-        let mut row = Linear::value(self.down, 16);
+        let mut row = self.first_row(strip);
         row.add(self.group, 1);
-        row.constant = (16 * self.warps.down * strip + 8 * half) as i64;
+        row.constant += 8 * half as i64;
         row
     }
 
@@ -58,6 +65,13 @@ impl Block<'_> {
             to.0.push((*dim, self.ix.of(own)));
             rest = left;
         }
+    }
+
+    /// The same position but along dimensions counted together.
+    pub fn moved(&mut self, at: &Point, dims: &[DimId], along: &Linear) -> Point {
+        let mut there = Point::default();
+        self.spread(dims, along, &mut there);
+        there.0.iter().fold(at.clone(), |at, (dim, ix)| at.with(*dim, *ix))
     }
 
     /// The elements of a thread, of one matrix of a value.
@@ -102,12 +116,13 @@ impl Block<'_> {
         to.add_scaled(&rest, step.one as i64);
     }
 
-    /// A position divided by a power of two, and the rest: known while the kernel is written, or computed by it.
+    /// A position divided by a number, and the rest: known while the kernel is written, or computed by it.
     pub fn divided(&mut self, along: &Linear, size: usize) -> (Linear, Linear) {
         let (whole, rest) = along.divide(size as i64);
         let most = |value: Val| match value {
             value if value == self.group => Some(7),
             value if value == self.quad => Some(3),
+            value if value == self.across_odd => Some(1),
             _ => None,
         };
         let last =
@@ -115,10 +130,9 @@ impl Block<'_> {
         if last.is_some_and(|last| last < size as i64) {
             return (whole, rest);
         }
-        let (shift, mask) = (self.int(size.ilog2() as usize), self.int(size - 1));
-        let at = self.number(along);
-        let whole = self.w.op("lshr", at, shift, Ty::I32);
-        let rest = self.w.op("and", at, mask, Ty::I32);
+        let (size, at) = (self.int(size), self.number(along));
+        let whole = self.w.op("udiv", at, size, Ty::I32);
+        let rest = self.w.op("urem", at, size, Ty::I32);
         (Linear::value(whole, 1), Linear::value(rest, 1))
     }
 

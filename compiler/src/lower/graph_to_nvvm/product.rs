@@ -189,8 +189,7 @@ impl Block<'_> {
         strip: usize,
         k: usize,
     ) -> Result<Vec<Vec<Val>>, Refusal> {
-        let mut row = Linear::value(self.down, STRIP as i64);
-        row.constant = (STRIP * self.warps.down * strip) as i64;
+        let row = self.first_row(strip);
         match a {
             Source::Tile(tile) => {
                 let tile = tile.clone();
@@ -520,12 +519,7 @@ impl Block<'_> {
                     continue;
                 }
                 for (pair, word) in elements.chunks(2).zip(words) {
-                    let mut bytes = Linear::number((part * tile.parts.1) as i64);
-                    let (along_rows, along_cols) =
-                        (self.flat(&shape.rows, &pair[0].at), self.flat(&shape.cols, &pair[0].at));
-                    self.add_step(&mut bytes, row, &along_rows);
-                    self.add_step(&mut bytes, col, &along_cols);
-                    self.add_steps(&mut bytes, &tile.outer, &pair[0].at);
+                    let bytes = self.place_in(&tile, &shape, part, &pair[0].at);
                     let address = self.shared(region, &bytes);
                     text::store(&mut self.w, *word, address, "i32", 4);
                 }
@@ -533,6 +527,16 @@ impl Block<'_> {
         }
         self.tiles.insert((x, parts), tile);
         Ok(())
+    }
+
+    /// Where one of an operand's summands has an element.
+    fn place_in(&mut self, tile: &Tile, shape: &Shape, part: usize, at: &Point) -> Linear {
+        let mut bytes = Linear::number((part * tile.parts.1) as i64);
+        let (row, col) = (self.flat(&shape.rows, at), self.flat(&shape.cols, at));
+        self.add_step(&mut bytes, tile.row, &row);
+        self.add_step(&mut bytes, tile.col, &col);
+        self.add_steps(&mut bytes, &tile.outer, at);
+        bytes
     }
 
     /// Writes an operand's words as 8 × 8 matrices, four at a time where there are as many, each lane the address of one row
@@ -543,23 +547,11 @@ impl Block<'_> {
         let lanes = self.lane_bytes((tile.row, tile.col), Pattern::LowThenHigh);
         for (elements, words) in elements.chunks(2 * count).zip(words.chunks(count)) {
             let first = &elements[0];
-            let mut at = first.at.clone();
-            let row = {
-                let mut row = self.row(first.strip, 0);
-                row.add(self.group, -1);
-                row
-            };
-            let col = self.first_col(extent(self.graph, &shape.cols), first.eight);
-            for (dims, along) in [(&shape.rows, row), (&shape.cols, col)] {
-                let mut place = Point::default();
-                self.spread(dims, &along, &mut place);
-                at = place.0.iter().fold(at, |at, (dim, ix)| at.with(*dim, *ix));
-            }
-            let mut bytes = Linear::number((part * tile.parts.1) as i64);
-            let (along_rows, along_cols) = (self.flat(&shape.rows, &at), self.flat(&shape.cols, &at));
-            self.add_step(&mut bytes, tile.row, &along_rows);
-            self.add_step(&mut bytes, tile.col, &along_cols);
-            self.add_steps(&mut bytes, &tile.outer, &at);
+            let (row, col) =
+                (self.first_row(first.strip), self.first_col(extent(self.graph, &shape.cols), first.eight));
+            let at = self.moved(&first.at, &shape.rows, &row);
+            let at = self.moved(&at, &shape.cols, &col);
+            let mut bytes = self.place_in(tile, shape, part, &at);
             bytes.add(lanes, 1);
             let address = self.shared(tile.region, &bytes);
             text::store_matrices(&mut self.w, address, words);

@@ -45,10 +45,11 @@ struct Clocks {
     writer: bool,
 }
 
-/// Numbers of a table, by whom, and how they are stored.
+/// Threads that each have a number of a table.
 struct Rows {
-    /// Who stores: the thread's number among them; none if it is not one of them.
+    /// The thread's number among them, or the last.
     own: Val,
+    /// Whether it is one of them; none if all are.
     is_one: Option<Val>,
 }
 
@@ -313,9 +314,7 @@ impl Block<'_> {
         };
         let tables = self.segments[&x].clone();
         let name = if tables.logs { "fadd" } else { "fmul" };
-        let (strip, blocks) = (STRIP as i64, (self.size(*row) / STRIP) as i64);
-        let (t_block, _) = self.ix.get(t).divide(strip);
-        let (s_block, s_place) = self.ix.get(s).divide(strip);
+        let blocks = (self.size(*row) / STRIP) as i64;
         let table = |this: &mut Self, home: &Home, bytes: Linear| {
             this.touch(home.region, Touch::Read);
             this.word(home, &bytes)
@@ -326,6 +325,8 @@ impl Block<'_> {
             scaled
         };
         let (t_linear, s_linear) = (self.ix.get(t).clone(), self.ix.get(s).clone());
+        let (t_block, _) = self.divided(&t_linear, STRIP);
+        let (s_block, s_place) = self.divided(&s_linear, STRIP);
         let (t_ix, s_ix) = (self.ix.of(t_block.clone()), self.ix.of(s_block.clone()));
         let same = self.compare("eq", t_ix, s_ix);
         let mut value = zero;

@@ -17,6 +17,8 @@ use crate::graph::ir::{DimId, DimKind, Graph};
 
 /// Rows of a block of tokens, and of a strip.
 pub const STRIP: usize = 16;
+/// Warps of a warp group.
+pub const GROUP: usize = 4;
 /// Columns that the tensor cores give at once.
 pub const COLUMNS: usize = 8;
 
@@ -142,8 +144,8 @@ impl Warps {
     /// For warp groups: four warps down, each group a range of columns. None where chunks have fewer rows than a group
     /// multiplies at once.
     pub fn of_groups(warps: usize, rows: usize) -> Option<Warps> {
-        let fits = rows >= 4 * STRIP && warps.is_multiple_of(4);
-        fits.then_some(Warps { down: 4, across: warps / 4 })
+        let fits = rows >= GROUP * STRIP && warps.is_multiple_of(GROUP);
+        fits.then_some(Warps { down: GROUP, across: warps / GROUP })
     }
 
     /// All of them.

@@ -218,9 +218,7 @@ impl Block<'_> {
         let n_cols = extent(self.graph, &shape.cols);
         let mut col = self.first_col(n_cols, first);
         col.add(self.quad, COLUMNS as i64);
-        let mut cols = Point::default();
-        self.spread(&shape.cols, &col, &mut cols);
-        let at = cols.0.iter().fold(row.clone(), |at, (dim, ix)| at.with(*dim, *ix));
+        let at = self.moved(row, &shape.cols, &col);
         let inside = self.inside(&shape.cols, &at, self.warps.padded_cols(n_cols));
         if let Some(inside) = inside {
             self.open_if(inside);

@@ -95,7 +95,7 @@ impl Block<'_> {
         let steps = extent(self.graph, product.over).div_ceil(STRIP);
         let left = match a {
             Source::Tile(left) => {
-                let row = Linear::value(self.down, STRIP as i64);
+                let row = self.first_row(0);
                 match self.described(product, left, &product.shape.rows, &row, STRIP) {
                     Some(left) => Left::Described(left),
                     None => return Ok(false),
@@ -245,7 +245,7 @@ impl Block<'_> {
         bytes.constant += further as i64;
         let address = self.shared(operand.tile.region, &bytes);
         let w = &mut self.w;
-        let address = w.raw_value(format_args!("llvm.ptrtoint {} : {} to i32", address.at, address.space));
+        let address = text::number_of(w, address);
         let (four, low) = (text::int(w, 4), text::int(w, 0x3fff));
         let sixteens = w.op("lshr", address, four, Ty::I32);
         let sixteens = w.op("and", sixteens, low, Ty::I32);

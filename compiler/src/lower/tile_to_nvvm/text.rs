@@ -74,6 +74,11 @@ pub fn barrier(w: &mut Writer) {
     command(w, "llvm.nvvm.barrier.cta.sync.aligned.all", &[(zero, Ty::I32)]);
 }
 
+/// An address in shared memory as a number, 32 bits.
+pub fn number_of(w: &mut Writer, address: Address) -> Val {
+    w.raw_value(format_args!("llvm.ptrtoint {} : {} to i32", address.at, address.space))
+}
+
 /// So many threads wait for each other at a barrier of their own.
 pub fn barrier_of(w: &mut Writer, number: usize, threads: usize) {
     let [number, threads] = [number, threads].map(|n| int(w, i64::try_from(n).expect("a small number")));
@@ -105,7 +110,7 @@ pub fn arrive_after_copies(w: &mut Writer, at: Address) {
 
 /// Waits until all have arrived in a round of this parity; at once in parity 1 before the first.
 pub fn wait_for_arrivals(w: &mut Writer, at: Address, parity: Val) {
-    let number = w.raw_value(format_args!("llvm.ptrtoint {} : {} to i32", at.at, at.space));
+    let number = number_of(w, at);
     let text = "{\\0A.reg .pred done;\\0Aarrivals_${:uid}:\\0A\
                 mbarrier.try_wait.parity.shared::cta.b64 done, [$0], $1;\\0A@!done bra arrivals_${:uid};\\0A}";
     w.raw(format_args!(
@@ -209,7 +214,7 @@ pub fn unpack_bf16(w: &mut Writer, word: Val) -> [Val; 2] {
 
 /// Writes 8 × 8 matrices of sixteen-bit numbers to shared memory, each lane the address of one row of one of them.
 pub fn store_matrices(w: &mut Writer, to: Address, words: &[Val]) {
-    let number = w.raw_value(format_args!("llvm.ptrtoint {} : {} to i32", to.at, to.space));
+    let number = number_of(w, to);
     let count = words.len();
     let names: Vec<String> = words.iter().map(Val::to_string).collect();
     let places: Vec<String> = (1..=count).map(|n| format!("${n}")).collect();

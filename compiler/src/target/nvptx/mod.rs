@@ -15,7 +15,8 @@ pub struct Family {
     pub capability: (u32, u32),
     /// Shared memory a block may use, in bytes.
     pub shared_limit: usize,
-    /// Four warps can multiply together (`wgmma`).
+    /// Four warps can work together: multiply (`wgmma`) and share out registers (`setmaxnreg`); and a warp writes matrices as
+    /// it reads them (`stmatrix`).
     pub warpgroups: bool,
     /// What it is good for, in words.
     pub covers: &'static str,
